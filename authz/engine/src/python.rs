@@ -1,0 +1,359 @@
+//! The Python mount: `peltast.authz._engine`. Thin: every class here is one of the engine's values, and `_engine.pyi`
+//! beside the Python code tells their types.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use pyo3::exceptions::PyValueError;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict};
+
+use crate::record::{self, Field, Fields, Kind, Position, RecordError, Type};
+use crate::request::{HeaderList, Request};
+use crate::{Answer, Connection, Decider, Effect, Hash, Http, KeySets, Lifetime, LoadError, Program, Source, Verdict};
+
+fn refused(error: impl std::fmt::Display) -> PyErr {
+    PyValueError::new_err(error.to_string())
+}
+
+#[pyclass(name = "Program", frozen)]
+struct PyProgram(Arc<Program>);
+
+#[pymethods]
+impl PyProgram {
+    #[staticmethod]
+    fn load(py: Python<'_>, document: &[u8]) -> PyResult<Self> {
+        let loaded: Result<Program, LoadError> = py.detach(|| Program::load(document));
+        Ok(Self(Arc::new(loaded.map_err(refused)?)))
+    }
+
+    #[getter]
+    fn hash(&self) -> String {
+        self.0.hash().hex()
+    }
+
+    #[getter]
+    fn principal(&self) -> &str {
+        self.0.principal()
+    }
+
+    #[getter]
+    fn attributes(&self) -> Vec<String> {
+        self.0.attributes().iter().map(ToString::to_string).collect()
+    }
+}
+
+#[pyclass(name = "KeySets", frozen)]
+struct PyKeySets(KeySets);
+
+#[pymethods]
+impl PyKeySets {
+    #[staticmethod]
+    fn load(document: &[u8]) -> PyResult<Self> {
+        KeySets::load(document).map(Self).map_err(refused)
+    }
+
+    #[getter]
+    fn hash(&self) -> String {
+        self.0.hash().hex()
+    }
+}
+
+#[pyclass(name = "Request", frozen)]
+struct PyRequest {
+    source_principal: Option<String>,
+    source_ip: Option<std::net::IpAddr>,
+    source_port: u16,
+    destination_ip: Option<std::net::IpAddr>,
+    destination_port: u16,
+    sni: Option<String>,
+    method: Vec<u8>,
+    host: Vec<u8>,
+    path: Vec<u8>,
+    scheme: Vec<u8>,
+    protocol: Vec<u8>,
+    headers: HeaderList,
+}
+
+#[pymethods]
+impl PyRequest {
+    #[new]
+    #[pyo3(signature = (*, method, host, path, scheme, protocol, headers, source_principal=None, source_ip=None,
+                        source_port=0, destination_ip=None, destination_port=0, sni=None))]
+    #[allow(clippy::too_many_arguments)] // keyword arguments of a Python class
+    fn new(
+        method: String,
+        host: String,
+        path: String,
+        scheme: String,
+        protocol: String,
+        headers: Vec<(String, String)>,
+        source_principal: Option<String>,
+        source_ip: Option<&str>,
+        source_port: u16,
+        destination_ip: Option<&str>,
+        destination_port: u16,
+        sni: Option<String>,
+    ) -> PyResult<Self> {
+        let ip = |text: Option<&str>| text.map(|text| text.parse().map_err(refused)).transpose();
+        let header = |(name, value): (String, String)| (name.to_ascii_lowercase().into_bytes(), value.into_bytes());
+        Ok(Self {
+            source_principal,
+            source_ip: ip(source_ip)?,
+            source_port,
+            destination_ip: ip(destination_ip)?,
+            destination_port,
+            sni,
+            method: method.into_bytes(),
+            host: host.into_bytes(),
+            path: path.into_bytes(),
+            scheme: scheme.into_bytes(),
+            protocol: protocol.into_bytes(),
+            headers: HeaderList(headers.into_iter().map(header).collect()),
+        })
+    }
+}
+
+impl PyRequest {
+    fn with<R>(&self, use_request: impl FnOnce(&Request<'_>) -> R) -> R {
+        use_request(&Request {
+            connection: Connection {
+                source_principal: self.source_principal.as_deref(),
+                source_ip: self.source_ip,
+                source_port: self.source_port,
+                destination_ip: self.destination_ip,
+                destination_port: self.destination_port,
+                sni: self.sni.as_deref(),
+            },
+            http: Http {
+                method: &self.method,
+                host: &self.host,
+                path: &self.path,
+                scheme: &self.scheme,
+                protocol: &self.protocol,
+                headers: &self.headers,
+            },
+        })
+    }
+}
+
+#[pyclass(name = "Decision", frozen, get_all)]
+struct PyDecision {
+    allowed: bool,
+    status: u16,
+    policy: Option<String>,
+    rule: Option<u32>,
+    reason: &'static str,
+    decided_by: &'static str,
+    program: String,
+    token_principal: Option<String>,
+    request_headers_to_set: Vec<(String, String)>,
+    request_headers_to_remove: Vec<String>,
+    response_headers_to_add: Vec<(String, String)>,
+    body: Option<String>,
+    cacheable: bool,
+    detail: Option<String>,
+}
+
+impl PyDecision {
+    fn of(answer: Answer) -> Self {
+        let mut decision = Arc::unwrap_or_clone(answer.decision);
+        let token = answer.token.as_deref();
+        if token.is_some_and(|token| !token.forward) {
+            decision.headers.request_remove.push("authorization".to_owned());
+        }
+        Self {
+            allowed: decision.effect == Effect::Allow,
+            status: decision.status,
+            policy: decision.policy.as_deref().map(str::to_owned),
+            rule: decision.rule,
+            reason: decision.reason.as_str(),
+            decided_by: match decision.source {
+                Source::FailedOpen => "failed-open",
+                _ if answer.cached => "cache",
+                _ => "engine",
+            },
+            program: decision.program.hex(),
+            token_principal: token.map(|token| token.principal.clone()),
+            request_headers_to_set: decision.headers.request_set,
+            request_headers_to_remove: decision.headers.request_remove,
+            response_headers_to_add: decision.headers.response_add,
+            body: decision.body,
+            cacheable: decision.lifetime != Lifetime::Once,
+            detail: decision.detail,
+        }
+    }
+}
+
+#[pyclass(name = "Decider")]
+struct PyDecider(Decider);
+
+#[pymethods]
+impl PyDecider {
+    #[new]
+    fn new() -> Self {
+        Self(Decider::for_check_service())
+    }
+
+    fn decide(
+        &mut self,
+        program: &PyProgram,
+        keys: &PyKeySets,
+        request: &PyRequest,
+        now_ms: u64,
+    ) -> PyResult<PyDecision> {
+        match request.with(|request| self.0.decide(&program.0, &keys.0, request, now_ms)) {
+            Verdict::Decided(answer) => Ok(PyDecision::of(answer)),
+            Verdict::Ask(_) => Err(refused("a check service has nobody to ask")),
+        }
+    }
+}
+
+#[pyclass(name = "Record", frozen, get_all)]
+struct PyRecord {
+    schema: u16,
+    kind: Option<&'static str>,
+    sequence: u64,
+    time_ns: u64,
+    body: Py<PyBytes>,
+    link: Py<PyBytes>,
+    fields: Py<PyDict>,
+}
+
+impl PyRecord {
+    fn of(py: Python<'_>, record: &record::Record<'_>) -> PyResult<Self> {
+        let fields = PyDict::new(py);
+        for (field, value) in record.fields().map_err(refused)? {
+            match field.value_type() {
+                Type::Number => fields.set_item(field.name(), record::number(value))?,
+                Type::Text | Type::Bytes => fields.set_item(field.name(), PyBytes::new(py, value))?,
+            }
+        }
+        Ok(Self {
+            schema: record.schema(),
+            kind: record.kind().map(Kind::name),
+            sequence: record.sequence(),
+            time_ns: record.time_ns(),
+            body: PyBytes::new(py, record.body).unbind(),
+            link: PyBytes::new(py, &record.link).unbind(),
+            fields: fields.unbind(),
+        })
+    }
+}
+
+/// Sequence of the first and of the last whole record in `frames`, and the bytes that whole records take; none where
+/// there is no whole record yet.
+#[pyfunction]
+fn scan_frames(frames: &[u8]) -> PyResult<Option<(u64, u64, usize)>> {
+    let (mut length, mut sequences) = (0, None);
+    while let Some((record, frame)) = record::read_frame(&frames[length..]).map_err(refused)? {
+        let first = sequences.map_or(record.sequence(), |(first, _)| first);
+        sequences = Some((first, record.sequence()));
+        length += frame;
+    }
+    Ok(sequences.map(|(first, last)| (first, last, length)))
+}
+
+/// The records of `frames`, which continue a chain from (`sequence`, `link`); and where the chain then stands.
+#[pyfunction]
+fn verify_frames(
+    py: Python<'_>,
+    sequence: u64,
+    link: [u8; 32],
+    frames: &[u8],
+) -> PyResult<(Vec<PyRecord>, u64, Py<PyBytes>)> {
+    let verified: Result<_, RecordError> = py.detach(|| record::verify(Position { sequence, link }, frames));
+    let (records, position) = verified.map_err(refused)?;
+    let records = records.iter().map(|record| PyRecord::of(py, record)).collect::<PyResult<_>>()?;
+    Ok((records, position.sequence, PyBytes::new(py, &position.link).unbind()))
+}
+
+/// The link that the next record gets after one with `link`, given its body.
+#[pyfunction]
+fn next_link<'py>(py: Python<'py>, link: [u8; 32], body: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &record::next_link(&link, body))
+}
+
+#[pyfunction]
+fn first_link(py: Python<'_>) -> Bound<'_, PyBytes> {
+    PyBytes::new(py, &record::first_link())
+}
+
+#[pyclass(name = "SpoolUsage", frozen)]
+struct PySpoolUsage(Arc<crate::spool::Usage>);
+
+#[pymethods]
+impl PySpoolUsage {
+    #[new]
+    fn new(root: PathBuf, bound: u64) -> PyResult<Self> {
+        Ok(Self(Arc::new(crate::spool::Usage::open(&root, bound)?)))
+    }
+
+    fn acknowledge(&self, bytes: u64) {
+        self.0.acknowledge(bytes);
+    }
+
+    #[getter]
+    fn held(&self) -> u64 {
+        self.0.held()
+    }
+}
+
+#[pyclass(name = "SpoolWriter")]
+struct PySpoolWriter(crate::spool::Spool);
+
+#[derive(FromPyObject)]
+enum FieldValue {
+    Number(u64),
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+#[pymethods]
+impl PySpoolWriter {
+    #[new]
+    fn new(root: PathBuf, usage: &PySpoolUsage, time_ns: u64) -> PyResult<Self> {
+        Ok(Self(crate::spool::Spool::create(&root, 0, Arc::clone(&usage.0), time_ns)?))
+    }
+
+    /// Writes a record and gives its sequence.
+    fn append(&mut self, kind: &str, time_ns: u64, fields: HashMap<String, FieldValue>) -> PyResult<u64> {
+        let kind = Kind::parse(kind).ok_or_else(|| refused(format!("no record is of kind {kind:?}")))?;
+        let mut named = Vec::new();
+        for (name, value) in &fields {
+            named.push((Field::parse(name).ok_or_else(|| refused(format!("no field is called {name:?}")))?, value));
+        }
+        named.sort_by_key(|(field, _)| *field as u8);
+        Ok(self.0.append(kind, time_ns, |out| named.iter().for_each(|(field, value)| write(out, *field, value)))?)
+    }
+}
+
+fn write(fields: &mut Fields<'_>, field: Field, value: &FieldValue) {
+    match value {
+        FieldValue::Number(number) => fields.number(field, *number),
+        FieldValue::Text(text) => fields.bytes(field, text.as_bytes()),
+        FieldValue::Bytes(bytes) => fields.bytes(field, bytes),
+    }
+}
+
+/// SHA-256 of `document`, as programs and key sets are named by.
+#[pyfunction]
+fn document_hash(document: &[u8]) -> String {
+    Hash::of(document).hex()
+}
+
+/// `path_and_query` with its path normalized as in every decision.
+#[pyfunction]
+fn normalize_path<'py>(py: Python<'py>, path_and_query: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &crate::path::normalize(path_and_query))
+}
+
+#[pymodule]
+mod _engine {
+    #[pymodule_export]
+    use super::{
+        document_hash, first_link, next_link, normalize_path, scan_frames, verify_frames, PyDecider, PyDecision,
+        PyKeySets, PyProgram, PyRecord, PyRequest, PySpoolUsage, PySpoolWriter,
+    };
+}

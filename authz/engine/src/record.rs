@@ -1,0 +1,426 @@
+//! Audit records: what is written of a decision, in a form that is read back to the byte and chained.
+//!
+//! A frame in a spool is `length (u32) | body (length bytes) | link (32 bytes)`, all integers little-endian. A body is
+//! `schema (u16) | MAC algorithm (u8) | kind (u8) | sequence (u64) | time (u64, ns since 1970)`, then fields of
+//! `tag (u8) | state (u8) | length (u32) | value`. The link of a record is SHA-256 over the link before it and the
+//! body, so that no record can be changed, dropped or moved without every later link changing.
+
+use crate::Hash;
+
+/// Schema of the records written here.
+pub const SCHEMA: u16 = 1;
+
+/// Algorithm 1: an unkeyed SHA-256 chain.
+const MAC_SHA256: u8 = 1;
+
+/// Longest body that is read, in bytes. Envoy bounds headers to far less.
+const MAX_BODY_BYTES: usize = 1 << 20;
+
+const BODY_HEADER_BYTES: usize = 20;
+const LENGTH_BYTES: usize = 4;
+const LINK_BYTES: usize = 32;
+
+/// What a record tells of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// A spool begins.
+    Genesis = 1,
+    /// A decision about an inbound request, written before the request goes on.
+    Decision = 2,
+    /// How an inbound request ended.
+    End = 3,
+    /// A connection that was refused before any request.
+    Refusal = 4,
+    /// How an outbound request ended: the other witness of a call.
+    Outbound = 5,
+    /// An act of the control plane.
+    Act = 6,
+}
+
+impl Kind {
+    const ALL: [Self; 6] = [Self::Genesis, Self::Decision, Self::End, Self::Refusal, Self::Outbound, Self::Act];
+
+    /// The name that the store uses.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Genesis => "genesis",
+            Self::Decision => "decision",
+            Self::End => "end",
+            Self::Refusal => "refusal",
+            Self::Outbound => "outbound",
+            Self::Act => "act",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.name() == name)
+    }
+}
+
+/// How a field's value is to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Type {
+    /// Bytes that are text to whoever sent them; not always valid UTF-8.
+    Text,
+    /// Bytes.
+    Bytes,
+    /// An unsigned integer of 8 bytes.
+    Number,
+}
+
+macro_rules! fields {
+    ($($name:ident = $tag:literal $type:ident $text:literal),* $(,)?) => {
+        /// A field of a record. Tags are never used again for something else.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u8)]
+        #[allow(missing_docs)] // the names below say what there is to say; docs/audit.md tells them all
+        pub enum Field { $($name = $tag,)* }
+
+        impl Field {
+            /// Every field.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            /// The name that the store uses.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// How its value is read.
+            pub fn value_type(self) -> Type {
+                match self { $(Self::$name => Type::$type,)* }
+            }
+        }
+    };
+}
+
+fields! {
+    SpoolId = 1 Bytes "spool_id",
+    Worker = 2 Number "worker",
+    ProcessId = 3 Number "process_id",
+    SourcePrincipal = 10 Text "source_principal",
+    SourceAddress = 11 Text "source_address",
+    SourceSerial = 12 Text "source_serial",
+    DestinationPrincipal = 13 Text "destination_principal",
+    DestinationPort = 14 Number "destination_port",
+    TokenIssuer = 15 Text "token_issuer",
+    TokenSubject = 16 Text "token_subject",
+    Method = 20 Text "method",
+    Host = 21 Text "host",
+    Path = 22 Text "path",
+    RequestId = 23 Text "request_id",
+    TraceParent = 24 Text "traceparent",
+    Effect = 30 Text "effect",
+    Status = 31 Number "status",
+    Policy = 32 Text "policy",
+    Rule = 33 Number "rule",
+    Reason = 34 Text "reason",
+    DecidedBy = 35 Text "decided_by",
+    Detail = 36 Text "detail",
+    Program = 37 Bytes "program",
+    Keys = 38 Bytes "keys",
+    DecisionSequence = 40 Number "decision_sequence",
+    Flags = 41 Number "flags",
+    EndDetails = 42 Text "end_details",
+    BytesReceived = 43 Number "bytes_received",
+    BytesSent = 44 Number "bytes_sent",
+    DurationNs = 45 Number "duration_ns",
+    Actor = 50 Text "actor",
+    Action = 51 Text "action",
+    Object = 52 Text "object",
+}
+
+impl Field {
+    fn from_tag(tag: u8) -> Option<Self> {
+        Self::ALL.iter().copied().find(|field| *field as u8 == tag)
+    }
+
+    /// The field of this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|field| field.name() == name)
+    }
+}
+
+/// Whether a field's value is there, and if not, why. A field that is absent is not written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+enum State {
+    Present = 1,
+}
+
+/// Writes the fields of one record.
+pub struct Fields<'a>(&'a mut Vec<u8>);
+
+impl Fields<'_> {
+    /// Writes text or bytes.
+    pub fn bytes(&mut self, field: Field, value: &[u8]) {
+        self.0.extend_from_slice(&[field as u8, State::Present as u8]);
+        self.0.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        self.0.extend_from_slice(value);
+    }
+
+    /// Writes text or bytes, if there are any.
+    pub fn optional(&mut self, field: Field, value: Option<impl AsRef<[u8]>>) {
+        if let Some(value) = value {
+            self.bytes(field, value.as_ref());
+        }
+    }
+
+    /// Writes a number.
+    pub fn number(&mut self, field: Field, value: u64) {
+        self.bytes(field, &value.to_le_bytes());
+    }
+}
+
+/// The link before the first record of a chain.
+pub fn first_link() -> [u8; LINK_BYTES] {
+    Hash::of(b"peltast audit chain 1").0
+}
+
+/// The link of a record with `body`, after one with the link `previous`.
+pub fn next_link(previous: &[u8; LINK_BYTES], body: &[u8]) -> [u8; LINK_BYTES] {
+    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
+    context.update(previous);
+    context.update(body);
+    let mut link = [0; LINK_BYTES];
+    link.copy_from_slice(context.finish().as_ref());
+    link
+}
+
+/// Where a chain stands: after its last record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Position {
+    /// Sequence of the last record; 0 before the first.
+    pub sequence: u64,
+    /// Link of the last record.
+    pub link: [u8; LINK_BYTES],
+}
+
+impl Default for Position {
+    fn default() -> Self {
+        Self { sequence: 0, link: first_link() }
+    }
+}
+
+impl Position {
+    /// Writes the frame of the next record to `out`, which is cleared first, and gives the position after it.
+    pub fn write(&self, out: &mut Vec<u8>, kind: Kind, time_ns: u64, fill: impl FnOnce(&mut Fields<'_>)) -> Self {
+        let sequence = self.sequence + 1;
+        out.clear();
+        out.extend_from_slice(&[0; LENGTH_BYTES]);
+        out.extend_from_slice(&SCHEMA.to_le_bytes());
+        out.extend_from_slice(&[MAC_SHA256, kind as u8]);
+        out.extend_from_slice(&sequence.to_le_bytes());
+        out.extend_from_slice(&time_ns.to_le_bytes());
+        fill(&mut Fields(out));
+        let length = (out.len() - LENGTH_BYTES) as u32;
+        out[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
+        let link = next_link(&self.link, &out[LENGTH_BYTES..]);
+        out.extend_from_slice(&link);
+        Self { sequence, link }
+    }
+}
+
+/// Why bytes are not the records of a chain.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RecordError {
+    /// Not a record.
+    #[error("byte {offset}: {reason}")]
+    Malformed {
+        /// Where the frame begins in the bytes given.
+        offset: usize,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A record's link does not follow from the one before it.
+    #[error("record {sequence}: its link does not follow from the record before it")]
+    Link {
+        /// The record.
+        sequence: u64,
+    },
+    /// Records are missing or come twice.
+    #[error("record {found} follows where record {expected} is due")]
+    Sequence {
+        /// The record that is due.
+        expected: u64,
+        /// The record that is there.
+        found: u64,
+    },
+}
+
+/// One record as it stands in its frame.
+#[derive(Clone, Copy, Debug)]
+pub struct Record<'a> {
+    /// The body, to the byte.
+    pub body: &'a [u8],
+    /// The link after it.
+    pub link: [u8; LINK_BYTES],
+}
+
+impl<'a> Record<'a> {
+    /// Schema that the record was written by.
+    pub fn schema(&self) -> u16 {
+        u16::from_le_bytes([self.body[0], self.body[1]])
+    }
+
+    /// What the record tells of; none where a later schema made it.
+    pub fn kind(&self) -> Option<Kind> {
+        Kind::ALL.into_iter().find(|kind| *kind as u8 == self.body[3])
+    }
+
+    /// Place in the chain, from 1.
+    pub fn sequence(&self) -> u64 {
+        number(&self.body[4..12])
+    }
+
+    /// Nanoseconds since 1970, by the writer's clock.
+    pub fn time_ns(&self) -> u64 {
+        number(&self.body[12..20])
+    }
+
+    /// The fields, in the order written. Those of tags that this schema lacks are passed over.
+    ///
+    /// # Errors
+    /// A field that reaches beyond the body.
+    pub fn fields(&self) -> Result<Vec<(Field, &'a [u8])>, RecordError> {
+        let malformed = |reason| RecordError::Malformed { offset: 0, reason };
+        let mut rest = &self.body[BODY_HEADER_BYTES..];
+        let mut fields = Vec::new();
+        while !rest.is_empty() {
+            let (head, tail) = rest.split_at_checked(6).ok_or(malformed("a field is cut short"))?;
+            let length = u32::from_le_bytes([head[2], head[3], head[4], head[5]]) as usize;
+            let (value, tail) = tail.split_at_checked(length).ok_or(malformed("a value is cut short"))?;
+            if let Some(field) = Field::from_tag(head[0]) {
+                if field.value_type() == Type::Number && value.len() != 8 {
+                    return Err(malformed("a number does not have 8 bytes"));
+                }
+                fields.push((field, value));
+            }
+            rest = tail;
+        }
+        Ok(fields)
+    }
+}
+
+/// A number as [`Fields::number`] wrote it.
+pub fn number(bytes: &[u8]) -> u64 {
+    bytes.try_into().map_or(0, u64::from_le_bytes)
+}
+
+/// The first record of `bytes` and the length of its frame; none where the frame is not complete yet.
+///
+/// # Errors
+/// A frame that can never become one.
+pub fn read_frame(bytes: &[u8]) -> Result<Option<(Record<'_>, usize)>, RecordError> {
+    let Some((length, rest)) = bytes.split_at_checked(LENGTH_BYTES) else { return Ok(None) };
+    let length = u32::from_le_bytes([length[0], length[1], length[2], length[3]]) as usize;
+    if !(BODY_HEADER_BYTES..=MAX_BODY_BYTES).contains(&length) {
+        return Err(RecordError::Malformed { offset: 0, reason: "a record's length is out of bounds" });
+    }
+    let Some((body, rest)) = rest.split_at_checked(length) else { return Ok(None) };
+    let Some(link) = rest.first_chunk::<LINK_BYTES>() else { return Ok(None) };
+    Ok(Some((Record { body, link: *link }, LENGTH_BYTES + length + LINK_BYTES)))
+}
+
+/// Reads all records of `bytes`, which continue a chain from `position`.
+///
+/// # Errors
+/// See [`RecordError`]. An incomplete frame at the end is an error too: whoever sends records sends whole ones.
+pub fn verify(mut position: Position, bytes: &[u8]) -> Result<(Vec<Record<'_>>, Position), RecordError> {
+    let mut records = Vec::new();
+    let mut offset = 0;
+    while offset < bytes.len() {
+        let incomplete = RecordError::Malformed { offset, reason: "a record is cut short" };
+        let (record, length) = read_frame(&bytes[offset..])?.ok_or(incomplete)?;
+        let (expected, found) = (position.sequence + 1, record.sequence());
+        if found != expected {
+            return Err(RecordError::Sequence { expected, found });
+        }
+        if next_link(&position.link, record.body) != record.link {
+            return Err(RecordError::Link { sequence: found });
+        }
+        position = Position { sequence: found, link: record.link };
+        records.push(record);
+        offset += length;
+    }
+    Ok((records, position))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn chain(paths: &[&[u8]]) -> (Vec<Vec<u8>>, Position) {
+        let mut position = Position::default();
+        let mut frames = Vec::new();
+        for (index, path) in paths.iter().enumerate() {
+            let mut frame = Vec::new();
+            position = position.write(&mut frame, Kind::Decision, 1000 + index as u64, |fields| {
+                fields.bytes(Field::Path, path);
+                fields.number(Field::Status, 200);
+            });
+            frames.push(frame);
+        }
+        (frames, position)
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let (frames, end) = chain(&[b"/a", b"/\xff\0'; DROP TABLE records; --"]);
+        let bytes = frames.concat();
+        let (records, position) = verify(Position::default(), &bytes).expect("a sound chain");
+        assert_eq!(position, end);
+        assert_eq!((records[1].kind(), records[1].sequence(), records[1].time_ns()), (Some(Kind::Decision), 2, 1001));
+        let fields = records[1].fields().expect("fields");
+        assert_eq!(fields[0], (Field::Path, &b"/\xff\0'; DROP TABLE records; --"[..]));
+        assert_eq!((fields[1].0, number(fields[1].1)), (Field::Status, 200));
+    }
+
+    #[test]
+    fn names_and_tags_are_unique() {
+        for (index, field) in Field::ALL.iter().enumerate() {
+            assert!(!Field::ALL[..index].iter().any(|other| other.name() == field.name()), "{}", field.name());
+            assert_eq!(Field::from_tag(*field as u8), Some(*field));
+            assert_eq!(Field::parse(field.name()), Some(*field));
+        }
+    }
+
+    #[test]
+    fn tampering_is_found() {
+        let (frames, _) = chain(&[b"/a", b"/b", b"/c"]);
+        let [a, b, c] = &frames[..] else { unreachable!() };
+        let start = Position::default();
+        let mut altered = [a.clone(), b.clone(), c.clone()].concat();
+        altered[a.len() + 40] ^= 1;
+        let table = [
+            ("altered", altered, RecordError::Link { sequence: 2 }),
+            ("dropped", [a.clone(), c.clone()].concat(), RecordError::Sequence { expected: 2, found: 3 }),
+            ("moved", [b.clone(), a.clone()].concat(), RecordError::Sequence { expected: 1, found: 2 }),
+            ("repeated", [a.clone(), a.clone()].concat(), RecordError::Sequence { expected: 2, found: 1 }),
+        ];
+        for (what, bytes, error) in table {
+            assert_eq!(verify(start, &bytes).expect_err(what), error, "{what}");
+        }
+        assert!(verify(start, &a[..a.len() - 1]).is_err(), "cut short");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            if let Ok((records, _)) = verify(Position::default(), &bytes) {
+                records.iter().for_each(|record| drop(record.fields()));
+            }
+        }
+
+        #[test]
+        fn any_single_change_is_found(at in 0_usize..1000, change in 1_u8..=255) {
+            let (frames, _) = chain(&[b"/a", b"/b", b"/c"]);
+            let mut bytes = frames.concat();
+            let at = at % bytes.len();
+            bytes[at] ^= change;
+            prop_assert!(verify(Position::default(), &bytes).is_err());
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! What a Rego policy must be to run in a sidecar: answered in bounded time and memory, as OPA would answer.
+//!
+//! Checked on the syntax tree before anything is evaluated. The interpreter reads its timer between steps, never
+//! inside a built-in, overflows the stack on recursion, and parses nested literals in exponential time: what its
+//! limits do not bound must be refused here.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use regorus::unstable::{Expr, Module, Rule, RuleHead};
+
+use super::builtins::{admit, Refusal};
+use super::syntax::{join, package, reference, walk, Node, Reference};
+
+/// Longest module, in bytes.
+const MAX_MODULE_BYTES: usize = 256 * 1024;
+/// Deepest nesting of brackets; each level doubles the parser's work.
+const MAX_BRACKETS: usize = 12;
+/// Deepest nesting of expressions, such as the terms of a long sum.
+const MAX_EXPRESSION_DEPTH: usize = 64;
+/// Longest chain of rules that use each other: each one takes a piece of the worker's stack.
+const MAX_RULE_CHAIN: usize = 48;
+
+/// Why a Rego policy is not admitted.
+#[derive(Debug, thiserror::Error)]
+pub enum RegoError {
+    /// The interpreter cannot read it; its message names file, line and column.
+    #[error("{0}")]
+    Syntax(String),
+    /// What it says is outside the sidecar tier.
+    #[error("{file}:{line}: {reason}")]
+    NotAdmitted {
+        /// File of the module.
+        file: String,
+        /// Line in it, from 1.
+        line: u32,
+        /// What is refused, and what is allowed.
+        reason: String,
+    },
+    /// It reads what no request here can hold.
+    #[error(
+        "{0} is not available here: the sidecar's input holds attributes.request.http (without its body), \
+             attributes.source, attributes.destination, parsed_path, parsed_query and version"
+    )]
+    Input(String),
+    /// Its rule is missing.
+    #[error("the entry point {0} is not a rule of these modules")]
+    Entrypoint(String),
+    /// Its data does not fit its packages.
+    #[error("data: {0}")]
+    Data(String),
+}
+
+/// Refuses source that must not reach the parser.
+pub(super) fn check_source(file: &str, source: &str) -> Result<(), RegoError> {
+    let refuse = |line, reason: String| Err(RegoError::NotAdmitted { file: file.to_owned(), line, reason });
+    if source.len() > MAX_MODULE_BYTES {
+        return refuse(1, format!("a module has {} bytes; at most {MAX_MODULE_BYTES} are allowed", source.len()));
+    }
+    match deepest_brackets(source) {
+        (depth, line) if depth > MAX_BRACKETS => {
+            refuse(line, format!("brackets are nested {depth} deep; at most {MAX_BRACKETS} levels are allowed"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// How deep brackets are nested outside strings and comments, and the line of the deepest.
+fn deepest_brackets(source: &str) -> (usize, u32) {
+    let (mut depth, mut deepest, mut line) = (0_usize, (0, 1), 1);
+    let mut quote: Option<char> = None;
+    let mut characters = source.chars();
+    while let Some(character) = characters.next() {
+        line += u32::from(character == '\n');
+        match (quote, character) {
+            (Some('"'), '\\') => drop(characters.next()),
+            (Some('#'), '\n') => quote = None,
+            (Some('#'), _) => {}
+            (Some(open), close) if open == close => quote = None,
+            (Some('"'), '\n') => quote = None, // not a string after all; the parser will say so
+            (Some(_), _) => {}
+            (None, '"' | '`' | '#') => quote = Some(character),
+            (None, '(' | '[' | '{') => {
+                depth += 1;
+                if depth > deepest.0 {
+                    deepest = (depth, line);
+                }
+            }
+            (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+    }
+    deepest
+}
+
+/// What the check learns of a policy.
+pub(super) struct Findings {
+    /// Every constant path that is read below `input`.
+    pub(super) input: BTreeSet<Vec<String>>,
+}
+
+/// Checks all modules of one policy together.
+pub(super) fn check_modules<M: AsRef<Module>>(modules: &[M]) -> Result<Findings, RegoError> {
+    let rules = RuleTable::new(modules);
+    let mut findings = Findings { input: BTreeSet::new() };
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for module in modules {
+        let scope = Scope::new(module.as_ref(), &rules)?;
+        for rule in &module.as_ref().policy {
+            let uses = uses.entry(scope.rule_path(rule.as_ref())).or_default();
+            walk(rule.as_ref(), &mut |node, depth| scope.check(node, depth, uses, &mut findings, rule.as_ref()))?;
+        }
+    }
+    check_chains(&uses, &rules)?;
+    Ok(findings)
+}
+
+/// Every rule of the policy, by its path from `data.` on, with its place.
+struct RuleTable(BTreeMap<String, (String, u32)>);
+
+impl RuleTable {
+    fn new<M: AsRef<Module>>(modules: &[M]) -> Self {
+        let mut table = BTreeMap::new();
+        for module in modules {
+            let package = package(module.as_ref());
+            for rule in &module.as_ref().policy {
+                let (file, line) = place(rule.as_ref());
+                table.entry(join(&package, [&rule_name(rule.as_ref())])).or_insert((file, line));
+            }
+        }
+        Self(table)
+    }
+
+    /// The rules that a reference to `path` may read: those at, below and above it.
+    fn read_by<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a String> {
+        self.0.keys().filter(move |rule| is_prefix(rule, path) || is_prefix(path, rule))
+    }
+}
+
+fn is_prefix(prefix: &str, path: &str) -> bool {
+    path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn rule_name(rule: &Rule) -> String {
+    let head = match rule {
+        Rule::Default { refr, .. } => refr,
+        Rule::Spec { head, .. } => match head {
+            RuleHead::Compr { refr, .. } | RuleHead::Set { refr, .. } | RuleHead::Func { refr, .. } => refr,
+        },
+    };
+    reference(head.as_ref()).map_or_else(String::new, |head| head.root)
+}
+
+fn place(rule: &Rule) -> (String, u32) {
+    let span = rule.span();
+    (span.source.get_path().clone(), span.line)
+}
+
+/// How names are read in one module.
+struct Scope<'r> {
+    package: String,
+    /// Paths that imports gave other names to.
+    imports: BTreeMap<String, Vec<String>>,
+    rules: &'r RuleTable,
+}
+
+impl<'r> Scope<'r> {
+    fn new(module: &Module, rules: &'r RuleTable) -> Result<Self, RegoError> {
+        let mut imports = BTreeMap::new();
+        for import in &module.imports {
+            let refuse = |reason: String| {
+                let file = import.span.source.get_path().clone();
+                RegoError::NotAdmitted { file, line: import.span.line, reason }
+            };
+            let Some(Reference { root, path, dynamic: false }) = reference(import.refr.as_ref()) else {
+                return Err(refuse("an import must be a constant path".to_owned()));
+            };
+            match (root.as_str(), path.first().map(String::as_str)) {
+                ("rego", Some("v1")) | ("future", Some("keywords")) => continue,
+                ("input" | "data", _) => {}
+                _ => {
+                    return Err(refuse(format!(
+                        "import {} is not known here; rego.v1, input and data are",
+                        join(&root, &path)
+                    )))
+                }
+            }
+            let alias = import.r#as.as_ref().map(|alias| alias.text().to_owned());
+            let name = alias.or_else(|| path.last().cloned()).unwrap_or_else(|| root.clone());
+            imports.insert(name, std::iter::once(root).chain(path).collect());
+        }
+        Ok(Self { package: package(module), imports, rules })
+    }
+
+    fn rule_path(&self, rule: &Rule) -> String {
+        join(&self.package, [&rule_name(rule)])
+    }
+
+    fn check(
+        &self,
+        node: Node<'_>,
+        depth: usize,
+        uses: &mut BTreeSet<String>,
+        findings: &mut Findings,
+        rule: &Rule,
+    ) -> Result<(), RegoError> {
+        let refuse = |expression: Option<&Expr>, reason: String| {
+            let span = expression.map_or_else(|| rule.span(), Expr::span);
+            Err(RegoError::NotAdmitted { file: span.source.get_path().clone(), line: span.line, reason })
+        };
+        let Node::Expr(expression) = node else {
+            return refuse(None, "`with` replaces what a decision rests on; it is for tests only".to_owned());
+        };
+        if depth > MAX_EXPRESSION_DEPTH {
+            return refuse(Some(expression), format!("expressions are nested more than {MAX_EXPRESSION_DEPTH} deep"));
+        }
+        match expression {
+            Expr::Call { fcn, params, .. } => {
+                let Some(path) = self.absolute(fcn.as_ref()) else {
+                    return refuse(Some(expression), "a function must be called by its name".to_owned());
+                };
+                let name = path.join(".");
+                if self.rules.0.contains_key(&name) {
+                    uses.insert(name);
+                    return Ok(());
+                }
+                admit(&name, params).or_else(|refusal| refuse(Some(expression), explain(&name, &refusal)))
+            }
+            Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. } => {
+                self.note(expression, uses, findings);
+                Ok(())
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn note(&self, expression: &Expr, uses: &mut BTreeSet<String>, findings: &mut Findings) {
+        let Some(path) = self.absolute(expression) else { return };
+        match path.split_first() {
+            Some((root, rest)) if root == "input" => drop(findings.input.insert(rest.to_vec())),
+            Some((root, rest)) if root == "data" => {
+                uses.extend(self.rules.read_by(&join(root, rest)).cloned());
+            }
+            _ => {}
+        }
+    }
+
+    /// The reference with imports and names of the package's own rules resolved.
+    fn absolute(&self, expression: &Expr) -> Option<Vec<String>> {
+        let Reference { root, path, .. } = reference(expression)?;
+        let own = join(&self.package, [&root]);
+        let mut absolute = match self.imports.get(&root) {
+            Some(imported) => imported.clone(),
+            None if self.rules.0.contains_key(&own) => own.split('.').map(str::to_owned).collect(),
+            None => vec![root],
+        };
+        absolute.extend(path);
+        Some(absolute)
+    }
+}
+
+fn explain(name: &str, refusal: &Refusal) -> String {
+    match refusal {
+        Refusal::OutsideTier => format!("the built-in {name} is outside the sidecar tier"),
+        Refusal::Unknown(Some(near)) => format!("there is no function or built-in {name}; did you mean {near}?"),
+        Refusal::Unknown(None) => format!("there is no function or built-in {name}"),
+        Refusal::Arguments(rule) => format!("{name} is not admitted like this: {rule}"),
+    }
+}
+
+/// Refuses rules that use themselves, however indirectly, and chains that are too long.
+fn check_chains(uses: &BTreeMap<String, BTreeSet<String>>, rules: &RuleTable) -> Result<(), RegoError> {
+    let refuse = |rule: &str, reason: String| {
+        let (file, line) = rules.0.get(rule).cloned().unwrap_or_default();
+        Err(RegoError::NotAdmitted { file, line, reason })
+    };
+    let mut lengths: BTreeMap<&str, usize> = BTreeMap::new();
+    // Depth first with a stack of our own: a rule's length is known once those of all rules that it uses are.
+    for start in uses.keys() {
+        let mut stack: Vec<&str> = vec![start];
+        let mut open: BTreeSet<&str> = BTreeSet::new();
+        while let Some(&rule) = stack.last() {
+            let used = uses.get(rule).into_iter().flatten().map(String::as_str);
+            if !lengths.contains_key(rule) && open.insert(rule) {
+                for next in used {
+                    if open.contains(next) {
+                        return refuse(rule, format!("{rule} uses itself by way of {next}; recursion is not allowed"));
+                    }
+                    stack.push(next);
+                }
+                continue;
+            }
+            stack.pop();
+            open.remove(rule);
+            let length = 1 + used.filter_map(|next| lengths.get(next)).max().copied().unwrap_or(0);
+            if length > MAX_RULE_CHAIN {
+                return refuse(rule, format!("more than {MAX_RULE_CHAIN} rules use each other in a chain"));
+            }
+            lengths.insert(rule, length);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,191 @@
+//! Rego, sidecar tier: regorus's interpreter behind a check that admits only what it answers rightly and in bounds.
+
+mod builtins;
+mod check;
+mod input;
+mod syntax;
+
+use std::collections::BTreeSet;
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use regorus::utils::limits::ExecutionTimerConfig;
+use regorus::{Engine, Value};
+
+pub use check::RegoError;
+
+use crate::attribute::{Attribute, Facts};
+use crate::decision::HeaderOperations;
+use crate::document::{OnError, RegoPolicy, Tier};
+use input::Plan;
+
+/// Steps of the interpreter between two looks at the clock.
+const STEPS_PER_CLOCK_READ: NonZeroU32 = NonZeroU32::new(32).expect("is not zero");
+
+/// A Rego policy that was admitted.
+pub(crate) struct Rego {
+    pub(crate) name: Arc<str>,
+    pub(crate) tier: Tier,
+    pub(crate) on_error: OnError,
+    pub(crate) timeout_ms: u32,
+    entrypoint: String,
+    plan: Plan,
+    /// Loaded once; each worker evaluates a clone of its own, which shares modules and data.
+    template: Mutex<Engine>,
+}
+
+/// What a Rego policy answered.
+pub(crate) struct Ruling {
+    pub(crate) allowed: bool,
+    pub(crate) status: Option<u16>,
+    pub(crate) headers: HeaderOperations,
+    pub(crate) body: Option<String>,
+}
+
+impl Rego {
+    /// Checks and loads a policy.
+    pub(crate) fn load(policy: RegoPolicy) -> Result<Self, RegoError> {
+        let mut engine = Engine::new();
+        for (file, source) in policy.modules {
+            check::check_source(&file, &source)?;
+            engine.add_policy(file, source).map_err(|error| RegoError::Syntax(error.to_string()))?;
+        }
+        let findings = check::check_modules(engine.get_modules())?;
+        engine.add_data(policy.data.into()).map_err(|error| RegoError::Data(error.to_string()))?;
+        engine.set_execution_timer_config(ExecutionTimerConfig {
+            limit: Duration::from_millis(u64::from(policy.timeout_ms)),
+            check_interval: STEPS_PER_CLOCK_READ,
+        });
+        engine.set_input(Value::new_object());
+        // An entry point that is missing is an error here; one that the empty input leaves undefined is not.
+        if let Err(error) = engine.eval_rule(policy.entrypoint.clone()) {
+            return Err(entrypoint_error(&mut engine, policy.entrypoint, &error));
+        }
+        Ok(Self {
+            name: policy.name,
+            tier: policy.tier,
+            on_error: policy.on_error,
+            timeout_ms: policy.timeout_ms,
+            entrypoint: policy.entrypoint,
+            plan: Plan::new(&findings.input).map_err(|field| RegoError::Input(field.0))?,
+            template: Mutex::new(engine),
+        })
+    }
+
+    /// The attributes that determine the answer; none where not even they do.
+    pub(crate) fn attributes(&self) -> Option<&BTreeSet<Attribute>> {
+        self.plan.attributes.as_ref()
+    }
+
+    /// An evaluator for one worker.
+    pub(crate) fn evaluator(&self) -> Engine {
+        self.template.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Evaluates the policy for one request.
+    ///
+    /// # Errors
+    /// For people: why there is no answer.
+    pub(crate) fn evaluate(&self, evaluator: &mut Engine, facts: &Facts<'_>) -> Result<Ruling, String> {
+        evaluator.set_input(self.plan.build(facts));
+        let result = evaluator.eval_rule(self.entrypoint.clone()).map_err(|error| error.to_string())?;
+        read_result(&result)
+    }
+}
+
+fn entrypoint_error(engine: &mut Engine, entrypoint: String, error: &impl std::fmt::Display) -> RegoError {
+    let packages = engine.get_packages().unwrap_or_default();
+    let declared = packages.iter().any(|package| {
+        let name = entrypoint.strip_prefix(&format!("{package}.")).unwrap_or_default();
+        let defines = |path: &str| engine.has_declared_rule_rooted_at(path, name).unwrap_or(false);
+        let paths: Vec<String> =
+            engine.get_policies().unwrap_or_default().iter().map(|source| source.get_path().clone()).collect();
+        !name.is_empty() && paths.iter().any(|path| defines(path))
+    });
+    if declared {
+        RegoError::Syntax(error.to_string())
+    } else {
+        RegoError::Entrypoint(entrypoint)
+    }
+}
+
+/// Reads a result as the OPA-Envoy plugin does: a boolean, or an object with `allowed`; undefined denies.
+fn read_result(result: &Value) -> Result<Ruling, String> {
+    let plain = |allowed| Ruling { allowed, status: None, headers: HeaderOperations::default(), body: None };
+    match result {
+        Value::Undefined => Ok(plain(false)),
+        Value::Bool(allowed) => Ok(plain(*allowed)),
+        Value::Object(_) => read_object(result),
+        other => Err(format!("the result is {other}; a boolean or an object with `allowed` is expected")),
+    }
+}
+
+fn read_object(result: &Value) -> Result<Ruling, String> {
+    let allowed = *result["allowed"].as_bool().map_err(|_| "`allowed` must be a boolean".to_owned())?;
+    let mut operations =
+        HeaderOperations { response_add: headers(&result["response_headers_to_add"])?, ..HeaderOperations::default() };
+    // `headers` go to whoever comes next: the application where the request is allowed, the client where it is not.
+    if allowed {
+        operations.request_set = headers(&result["headers"])?;
+        operations.request_remove = strings(&result["request_headers_to_remove"])?;
+    } else {
+        operations.response_add.extend(headers(&result["headers"])?);
+    }
+    let body = match &result["body"] {
+        Value::Undefined => None,
+        body => Some(body.as_string().map_err(|_| "`body` must be a string".to_owned())?.to_string()),
+    };
+    Ok(Ruling { allowed, status: status(&result["http_status"])?, headers: operations, body })
+}
+
+fn status(value: &Value) -> Result<Option<u16>, String> {
+    match value {
+        Value::Undefined => Ok(None),
+        value => match value.as_u16() {
+            Ok(status @ 200..=599) => Ok(Some(status)),
+            _ => Err(format!("`http_status` is {value}; 200 to 599 is expected")),
+        },
+    }
+}
+
+/// `{name: value}` or `{name: [value, …]}`, or a list of such objects.
+fn headers(value: &Value) -> Result<Vec<(String, String)>, String> {
+    let mut pairs = Vec::new();
+    match value {
+        Value::Undefined => {}
+        Value::Array(items) => {
+            for item in items.iter() {
+                pairs.extend(headers(item)?);
+            }
+        }
+        Value::Object(members) => {
+            for (name, value) in members.iter() {
+                let name = text(name)?.to_ascii_lowercase();
+                match value {
+                    Value::Array(_) => pairs.extend(strings(value)?.into_iter().map(|value| (name.clone(), value))),
+                    value => pairs.push((name, text(value)?)),
+                }
+            }
+        }
+        other => return Err(format!("headers are {other}; an object of strings is expected")),
+    }
+    Ok(pairs)
+}
+
+fn strings(value: &Value) -> Result<Vec<String>, String> {
+    match value {
+        Value::Undefined => Ok(Vec::new()),
+        Value::Array(items) => items.iter().map(text).collect(),
+        other => Err(format!("{other} is given where a list of strings is expected")),
+    }
+}
+
+/// A string that may stand in a header: no control characters, which would end it early.
+fn text(value: &Value) -> Result<String, String> {
+    let text = value.as_string().map_err(|_| format!("{value} is given where a string is expected"))?;
+    if text.chars().any(|character| character.is_control()) {
+        return Err("a header holds a control character".to_owned());
+    }
+    Ok(text.to_string())
+}

@@ -1,0 +1,233 @@
+//! A spool: the records of one writer since it started, in a folder of segments, until they are shipped.
+//!
+//! `ROOT/usage` counts the bytes written and acknowledged of all spools below `ROOT`; the writer holds `ROOT/ID/lock`
+//! for as long as it lives, however it dies; `ROOT/ID/NNNNNNNNNNNNNNNNNNNN.segment` begins with the record NNN.
+//! A record is one `write(2)`: it survives the death of any process at once, and power loss once it is in Postgres.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::record::{Field, Fields, Kind, Position};
+
+/// A segment that has reached this many bytes is followed by a new one.
+const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Bytes written and acknowledged, in memory shared between the writers and whoever ships.
+pub struct Usage {
+    counters: *mut [AtomicU64; 2],
+    bound: u64,
+}
+
+// SAFETY: the mapping lives until drop, and is only touched through atomics.
+unsafe impl Send for Usage {}
+// SAFETY: as above.
+unsafe impl Sync for Usage {}
+
+impl Usage {
+    /// Opens `root/usage`, making it where it is missing. Spools together may hold `bound` bytes.
+    ///
+    /// # Errors
+    /// The file cannot be made or mapped.
+    pub fn open(root: &Path, bound: u64) -> io::Result<Self> {
+        make_folder(root)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(root.join("usage"))?;
+        if file.metadata()?.len() < 16 {
+            file.set_len(16)?;
+        }
+        // SAFETY: a new shared mapping of 16 bytes of a file that has them.
+        let counters = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                16,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if counters == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self { counters: counters.cast(), bound })
+    }
+
+    fn counters(&self) -> &[AtomicU64; 2] {
+        // SAFETY: mapped in `open`, page-aligned, unmapped in `drop`.
+        unsafe { &*self.counters }
+    }
+
+    /// Whether another record may be written.
+    pub fn has_room(&self) -> bool {
+        self.held() < self.bound
+    }
+
+    /// Bytes that are written and not yet acknowledged.
+    pub fn held(&self) -> u64 {
+        let [written, acknowledged] = self.counters();
+        written.load(Ordering::Relaxed).saturating_sub(acknowledged.load(Ordering::Relaxed))
+    }
+
+    /// Notes that `bytes` were shipped and acknowledged.
+    pub fn acknowledge(&self, bytes: u64) {
+        self.counters()[1].fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn wrote(&self, bytes: u64) {
+        self.counters()[0].fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Usage {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `open` with this length.
+        unsafe { libc::munmap(self.counters.cast(), 16) };
+    }
+}
+
+/// The writing end of one spool.
+pub struct Spool {
+    folder: PathBuf,
+    segment: File,
+    segment_bytes: u64,
+    position: Position,
+    usage: Arc<Usage>,
+    frame: Vec<u8>,
+    _lock: File,
+}
+
+impl Spool {
+    /// Begins a new spool below `root` and writes its genesis record at `time_ns`.
+    ///
+    /// # Errors
+    /// The folder, the lock or the first segment cannot be made or written.
+    pub fn create(root: &Path, worker: u32, usage: Arc<Usage>, time_ns: u64) -> io::Result<Self> {
+        let mut id = [0; 16];
+        SystemRandom::new().fill(&mut id).map_err(|_| io::Error::other("no random numbers"))?;
+        let folder = root.join(data_encoding::HEXLOWER.encode(&id));
+        make_folder(&folder)?;
+        let lock = lock(&folder)?;
+        let position = Position::default();
+        let segment = new_segment(&folder, position)?;
+        let mut spool = Self { folder, segment, segment_bytes: 0, position, usage, frame: Vec::new(), _lock: lock };
+        spool.append(Kind::Genesis, time_ns, |fields| {
+            fields.bytes(Field::SpoolId, &id);
+            fields.number(Field::Worker, u64::from(worker));
+            fields.number(Field::ProcessId, u64::from(std::process::id()));
+        })?;
+        Ok(spool)
+    }
+
+    /// Writes one record and gives its sequence.
+    ///
+    /// # Errors
+    /// It could not be written whole. Then it is not in the spool, and the next one takes its sequence.
+    pub fn append(&mut self, kind: Kind, time_ns: u64, fill: impl FnOnce(&mut Fields<'_>)) -> io::Result<u64> {
+        if self.segment_bytes >= SEGMENT_BYTES {
+            self.segment = new_segment(&self.folder, self.position)?;
+            self.segment_bytes = 0;
+        }
+        let position = self.position.write(&mut self.frame, kind, time_ns, fill);
+        let written = self.segment.write(&self.frame)?;
+        if written < self.frame.len() {
+            self.segment.set_len(self.segment_bytes)?;
+            return Err(io::Error::new(io::ErrorKind::StorageFull, "the disk took only a part of an audit record"));
+        }
+        self.segment_bytes += written as u64;
+        self.usage.wrote(written as u64);
+        self.position = position;
+        Ok(position.sequence)
+    }
+}
+
+fn make_folder(folder: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Appending, so that after a torn write was cut off the next one begins where it must.
+fn new_segment(folder: &Path, position: Position) -> io::Result<File> {
+    let path = folder.join(format!("{:020}.segment", position.sequence + 1));
+    OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
+}
+
+fn lock(folder: &Path) -> io::Result<File> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join("lock"))?;
+    // SAFETY: flock on a descriptor that we own.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::verify;
+
+    fn open(root: &Path, bound: u64) -> (Spool, Arc<Usage>) {
+        let usage = Arc::new(Usage::open(root, bound).expect("usage"));
+        (Spool::create(root, 0, Arc::clone(&usage), 1).expect("spool"), usage)
+    }
+
+    fn segments(root: &Path) -> Vec<PathBuf> {
+        let folder =
+            fs::read_dir(root).expect("root").map(|entry| entry.expect("entry").path()).find(|path| path.is_dir());
+        let mut files: Vec<PathBuf> =
+            fs::read_dir(folder.expect("a spool")).expect("spool").map(|entry| entry.expect("entry").path()).collect();
+        files.retain(|path| path.extension().is_some_and(|extension| extension == "segment"));
+        files.sort();
+        files
+    }
+
+    #[test]
+    fn segments_follow_each_other_in_one_chain() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (mut spool, _) = open(root.path(), u64::MAX);
+        let path = vec![b'x'; 64 * 1024];
+        for _ in 0..130 {
+            spool.append(Kind::Decision, 2, |fields| fields.bytes(Field::Path, &path)).expect("written");
+        }
+        let files = segments(root.path());
+        assert_eq!(files.len(), 3);
+        let bytes: Vec<u8> = files.iter().flat_map(|file| fs::read(file).expect("read")).collect();
+        let (records, position) = verify(Position::default(), &bytes).expect("a chain");
+        assert_eq!((records[0].kind(), position.sequence), (Some(Kind::Genesis), 131));
+    }
+
+    #[test]
+    fn usage_bounds_what_is_held() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (mut spool, usage) = open(root.path(), 1000);
+        while usage.has_room() {
+            spool.append(Kind::Decision, 2, |fields| fields.number(Field::Status, 200)).expect("written");
+        }
+        assert!(usage.held() >= 1000);
+        let shipper = Usage::open(root.path(), 1000).expect("usage");
+        shipper.acknowledge(500);
+        assert!(usage.has_room());
+    }
+
+    #[test]
+    fn a_living_writer_holds_its_lock() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (spool, _) = open(root.path(), 1000);
+        let file = File::open(spool.folder.join("lock")).expect("lock");
+        // SAFETY: flock on a descriptor that we own.
+        let try_lock = || unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+        assert_ne!(try_lock(), 0);
+        drop(spool);
+        assert_eq!(try_lock(), 0);
+    }
+}

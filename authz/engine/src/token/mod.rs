@@ -1,0 +1,184 @@
+//! JSON Web Tokens: RequestAuthentication, verified in the engine so that both mounts verify alike.
+//!
+//! JWS compact serialization (RFC 7515), claims (RFC 7519), with the cautions of RFC 8725: the algorithm is one of a
+//! fixed few and must be that of the key; no critical extension is known; members are never given twice.
+
+mod cache;
+pub mod keys;
+mod strict_json;
+
+use data_encoding::BASE64URL_NOPAD;
+use serde_json::{Map, Value};
+
+pub(crate) use cache::TokenCache;
+use keys::{Algorithm, Key, KeySets};
+
+use crate::decision::Reason;
+use crate::document::Authentication;
+
+/// Longest token that is looked at, in bytes.
+const MAX_TOKEN_BYTES: usize = 16 * 1024;
+
+/// Clocks may differ by this many seconds, as in Envoy's `jwt_authn`.
+const CLOCK_SKEW: i64 = 60;
+
+/// A verified token.
+#[derive(Debug)]
+pub struct Token {
+    /// `iss`.
+    pub issuer: String,
+    /// `sub`; empty where the token has none.
+    pub subject: String,
+    /// `issuer/subject`, as rules name it.
+    pub principal: String,
+    /// `aud`, whether it was one text or a list.
+    pub audiences: Vec<String>,
+    /// `azp`.
+    pub presenter: Option<String>,
+    /// All claims.
+    pub claims: Map<String, Value>,
+    /// Whether the application gets the token too.
+    pub forward: bool,
+    expires: i64,
+    not_before: i64,
+}
+
+impl Token {
+    /// Whether the token may be used at `now`, seconds since 1970.
+    fn check_time(&self, now: i64) -> Result<(), Reason> {
+        if now >= self.expires.saturating_add(CLOCK_SKEW) {
+            return Err(Reason::TokenExpired);
+        }
+        if now < self.not_before.saturating_sub(CLOCK_SKEW) {
+            return Err(Reason::TokenNotYetValid);
+        }
+        Ok(())
+    }
+}
+
+/// The token of an `Authorization` header; none where the header carries something else.
+pub(crate) fn bearer(authorization: &[u8]) -> Option<&[u8]> {
+    authorization.strip_prefix(b"Bearer ")
+}
+
+/// Verifies `text` by the rule of its issuer.
+///
+/// # Errors
+/// The reason for the refusal.
+pub(crate) fn verify(text: &[u8], rules: &[Authentication], keys: &KeySets, now: i64) -> Result<Token, Reason> {
+    let jws = Jws::parse(text)?;
+    let claims = object(&jws.payload)?;
+    let issuer = claims.get("iss").and_then(Value::as_str).ok_or(Reason::TokenIssuer)?;
+    let rule = rules.iter().find(|rule| rule.issuer == issuer).ok_or(Reason::TokenIssuer)?;
+    jws.check_signature(keys.get(&rule.keys))?;
+    let token = read_claims(claims, rule)?;
+    token.check_time(now)?;
+    Ok(token)
+}
+
+/// A token taken apart, its signature not yet checked.
+struct Jws<'t> {
+    algorithm: Algorithm,
+    key_id: Option<String>,
+    payload: Vec<u8>,
+    signed: &'t [u8],
+    signature: Vec<u8>,
+}
+
+impl<'t> Jws<'t> {
+    fn parse(text: &'t [u8]) -> Result<Self, Reason> {
+        if text.len() > MAX_TOKEN_BYTES {
+            return Err(Reason::TokenTooLarge);
+        }
+        let mut parts = text.split(|&byte| byte == b'.');
+        let (Some(header), Some(payload), Some(signature), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(Reason::TokenMalformed);
+        };
+        let header_members = object(&base64url(header)?)?;
+        if header_members.contains_key("crit") {
+            return Err(Reason::TokenCritical);
+        }
+        Ok(Self {
+            algorithm: algorithm(&header_members)?,
+            key_id: text_member(&header_members, "kid")?,
+            payload: base64url(payload)?,
+            signed: &text[..header.len() + 1 + payload.len()],
+            signature: base64url(signature)?,
+        })
+    }
+
+    /// A token that names its key is checked by that key alone; one that names none by every key of the set.
+    fn check_signature(&self, keys: &[Key]) -> Result<(), Reason> {
+        let named = |key: &&Key| self.key_id.is_none() || key.id == self.key_id;
+        let mut candidates = keys.iter().filter(named).peekable();
+        if candidates.peek().is_none() {
+            return Err(Reason::TokenKey);
+        }
+        if candidates.any(|key| key.verifies(self.algorithm, self.signed, &self.signature)) {
+            return Ok(());
+        }
+        Err(Reason::TokenSignature)
+    }
+}
+
+fn algorithm(header: &Map<String, Value>) -> Result<Algorithm, Reason> {
+    header.get("alg").and_then(Value::as_str).and_then(Algorithm::parse).ok_or(Reason::TokenAlgorithm)
+}
+
+fn base64url(text: &[u8]) -> Result<Vec<u8>, Reason> {
+    BASE64URL_NOPAD.decode(text).map_err(|_| Reason::TokenMalformed)
+}
+
+fn object(json: &[u8]) -> Result<Map<String, Value>, Reason> {
+    match strict_json::parse(json) {
+        Ok(Value::Object(members)) => Ok(members),
+        _ => Err(Reason::TokenMalformed),
+    }
+}
+
+fn read_claims(claims: Map<String, Value>, rule: &Authentication) -> Result<Token, Reason> {
+    let audiences = audiences(&claims)?;
+    if !rule.audiences.is_empty() && !audiences.iter().any(|audience| rule.audiences.contains(audience)) {
+        return Err(Reason::TokenAudience);
+    }
+    let subject = text_member(&claims, "sub")?.unwrap_or_default();
+    Ok(Token {
+        issuer: rule.issuer.clone(),
+        principal: format!("{}/{subject}", rule.issuer),
+        subject,
+        audiences,
+        presenter: text_member(&claims, "azp")?,
+        expires: seconds(&claims, "exp")?.ok_or(Reason::TokenWithoutExpiry)?,
+        not_before: seconds(&claims, "nbf")?.max(seconds(&claims, "iat")?).unwrap_or(i64::MIN),
+        forward: rule.forward_original_token,
+        claims,
+    })
+}
+
+fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, Reason> {
+    let text = |value: &Value| value.as_str().map(str::to_owned).ok_or(Reason::TokenMalformed);
+    match claims.get("aud") {
+        None => Ok(Vec::new()),
+        Some(Value::Array(list)) => list.iter().map(text).collect(),
+        Some(value) => Ok(vec![text(value)?]),
+    }
+}
+
+fn text_member(members: &Map<String, Value>, name: &str) -> Result<Option<String>, Reason> {
+    match members.get(name) {
+        None => Ok(None),
+        Some(Value::String(text)) => Ok(Some(text.clone())),
+        Some(_) => Err(Reason::TokenMalformed),
+    }
+}
+
+/// A NumericDate (RFC 7519 section 2), which may have a fraction.
+fn seconds(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, Reason> {
+    match claims.get(name) {
+        None => Ok(None),
+        Some(Value::Number(number)) => Ok(number.as_i64().or(number.as_f64().map(|float| float as i64))),
+        Some(_) => Err(Reason::TokenMalformed),
+    }
+}

@@ -1,0 +1,127 @@
+//! How things ended: the end of inbound requests, our side of outbound ones, and connections that were refused.
+
+use peltast_engine::record::{Field, Fields, Kind};
+
+use crate::abi;
+use crate::envoy::LogEntry;
+use crate::worker::{self, Now, Worker};
+
+/// Which of Envoy's access logs this is, by the name that the configuration gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Logger {
+    /// Of the connection manager that takes requests from peers.
+    Inbound,
+    /// Of the connection manager that takes requests from the application.
+    Outbound,
+    /// Of the listener that takes connections from peers.
+    Listener,
+}
+
+impl Logger {
+    pub(crate) fn parse(name: &[u8]) -> Option<Self> {
+        match name {
+            b"inbound" => Some(Self::Inbound),
+            b"outbound" => Some(Self::Outbound),
+            b"listener" => Some(Self::Listener),
+            _ => None,
+        }
+    }
+
+    /// Writes the record of `entry`, if it has one.
+    pub(crate) fn log(self, entry: &LogEntry) {
+        worker::with(|worker| match self {
+            Self::Inbound => {
+                let decision = worker.ended.take().map(|ended| ended.decision);
+                record(worker, entry, Kind::End, |fields| fill_end(fields, entry, decision));
+            }
+            Self::Outbound => record(worker, entry, Kind::Outbound, |fields| fill_outbound(fields, entry)),
+            Self::Listener => {
+                if let Some(failure) = entry.handshake_failure() {
+                    record(worker, entry, Kind::Refusal, |fields| fill_refusal(fields, entry, failure));
+                }
+            }
+        });
+    }
+}
+
+fn record(worker: &mut Worker, entry: &LogEntry, kind: Kind, fill: impl FnOnce(&mut Fields<'_>)) {
+    // What cannot be written is told in Envoy's log; there is nothing left to deny.
+    let _ = worker.record(entry.worker_index(), kind, Now::read(), fill);
+}
+
+/// The end of a request with a decision names the decision and says no more of the request; the end of one without
+/// (malformed, or before any program) says what is known of it.
+fn fill_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Option<u64>) {
+    match decision {
+        Some(sequence) => fields.number(Field::DecisionSequence, sequence),
+        None => {
+            fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
+            fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
+            fill_request(fields, entry);
+        }
+    }
+    fill_result(fields, entry);
+}
+
+fn fill_outbound(fields: &mut Fields<'_>, entry: &LogEntry) {
+    fields.optional(Field::DestinationPrincipal, entry.upstream_uri_sans());
+    fill_request(fields, entry);
+    fill_result(fields, entry);
+    fields.optional(Field::Detail, entry.upstream_failure());
+}
+
+fn fill_refusal(fields: &mut Fields<'_>, entry: &LogEntry, failure: &[u8]) {
+    fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
+    fields.optional(Field::SourceSerial, entry.peer_serial());
+    fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
+    fields.bytes(Field::Effect, b"deny");
+    fields.bytes(Field::Reason, refusal_reason(failure).as_bytes());
+    fields.bytes(Field::Detail, failure);
+}
+
+fn fill_request(fields: &mut Fields<'_>, entry: &LogEntry) {
+    fields.optional(Field::Method, entry.request_header(":method"));
+    fields.optional(Field::Host, entry.request_header(":authority"));
+    fields.optional(Field::Path, entry.request_header(":path"));
+    fields.optional(Field::RequestId, entry.request_header("x-request-id"));
+    fields.optional(Field::TraceParent, entry.request_header("traceparent"));
+}
+
+fn fill_result(fields: &mut Fields<'_>, entry: &LogEntry) {
+    let bytes = entry.bytes();
+    fields.number(Field::Status, u64::from(entry.status()));
+    fields.number(Field::Flags, entry.flags());
+    fields.optional(Field::EndDetails, entry.details());
+    fields.number(Field::BytesReceived, bytes.received);
+    fields.number(Field::BytesSent, bytes.sent);
+    fields.number(Field::DurationNs, entry.duration_ns());
+}
+
+/// BoringSSL's words for the refusals that have a name of ours.
+fn refusal_reason(failure: &[u8]) -> &'static str {
+    let says = |word: &str| failure.windows(word.len()).any(|window| window == word.as_bytes());
+    match () {
+        () if says("HTTP_REQUEST") || says("WRONG_VERSION_NUMBER") => "plaintext",
+        () if says("PEER_DID_NOT_RETURN_A_CERTIFICATE") => "no_certificate",
+        () if says("CERTIFICATE_VERIFY_FAILED") => "certificate_refused",
+        () => "handshake_failed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_are_named() {
+        let table = [
+            ("TLS_error:|268435612:SSL routines:OPENSSL_internal:HTTP_REQUEST:TLS_error_end", "plaintext"),
+            ("TLS_error:|268435581:SSL routines:OPENSSL_internal:CERTIFICATE_VERIFY_FAILED", "certificate_refused"),
+            ("TLS_error:|268435648:SSL routines:OPENSSL_internal:PEER_DID_NOT_RETURN_A_CERTIFICATE", "no_certificate"),
+            ("TLS_error:|268435703:SSL routines:OPENSSL_internal:NO_SHARED_CIPHER", "handshake_failed"),
+        ];
+        for (failure, reason) in table {
+            assert_eq!(refusal_reason(failure.as_bytes()), reason);
+        }
+    }
+}

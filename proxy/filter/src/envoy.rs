@@ -1,0 +1,330 @@
+//! Envoy's side of a stream, a log entry and a scheduler, as safe values.
+
+use std::borrow::Cow;
+
+use peltast_engine::Headers;
+
+use crate::abi::{self, Buffer, BytesInfo, Handle, Header, TimingInfo};
+
+/// Writes a line to Envoy's log at level warning.
+pub(crate) fn warn(message: &str) {
+    const WARN: u32 = 3;
+    // SAFETY: Envoy copies the message during the call.
+    unsafe { abi::envoy_dynamic_module_callback_log(WARN, Buffer::of(message.as_bytes())) };
+}
+
+fn found(get: impl FnOnce(*mut Buffer) -> bool) -> Option<Buffer> {
+    let mut value = Buffer::EMPTY;
+    get(&mut value).then_some(value)
+}
+
+/// A stream, inside one of its hooks. What it returns by reference is Envoy's, and valid until headers are changed.
+#[derive(Clone, Copy)]
+pub(crate) struct Stream(Handle);
+
+impl Stream {
+    /// # Safety
+    /// `handle` must be the stream that Envoy gave to the hook at hand.
+    pub(crate) unsafe fn new(handle: Handle) -> Self {
+        Self(handle)
+    }
+
+    /// The first value of a request header.
+    pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
+        self.header_at(name, 0).map(|(value, _)| value)
+    }
+
+    fn header_at(&self, name: &str, index: usize) -> Option<(&[u8], usize)> {
+        let (kind, name) = (abi::REQUEST_HEADERS, Buffer::of(name.as_bytes()));
+        let mut count = 0;
+        // SAFETY: inside a hook of this stream; the bytes live until a setter, which takes `&mut self`.
+        unsafe {
+            let get = |value| {
+                abi::envoy_dynamic_module_callback_http_get_header(self.0, kind, name, value, index, &mut count)
+            };
+            found(get).map(|value| (value.bytes(), count))
+        }
+    }
+
+    /// A text attribute.
+    pub(crate) fn attribute(&self, attribute: u32) -> Option<&[u8]> {
+        // SAFETY: as in `header_at`.
+        unsafe {
+            found(|value| abi::envoy_dynamic_module_callback_http_filter_get_attribute_string(self.0, attribute, value))
+                .map(|value| value.bytes())
+        }
+    }
+
+    /// An object of the connection's filter state.
+    pub(crate) fn filter_state(&self, key: &str) -> Option<&[u8]> {
+        let key = Buffer::of(key.as_bytes());
+        // SAFETY: as in `header_at`; a connection's filter state outlives its streams.
+        unsafe {
+            found(|value| abi::envoy_dynamic_module_callback_http_get_filter_state_bytes(self.0, key, value))
+                .map(|value| value.bytes())
+        }
+    }
+
+    pub(crate) fn worker_index(&self) -> u32 {
+        // SAFETY: inside a hook of this stream.
+        unsafe { abi::envoy_dynamic_module_callback_http_filter_get_worker_index(self.0) }
+    }
+
+    /// Replaces a request header; an empty value removes it.
+    pub(crate) fn set_request_header(&mut self, name: &str, value: &str) {
+        let value = if value.is_empty() { Buffer::EMPTY } else { Buffer::of(value.as_bytes()) };
+        let (kind, name) = (abi::REQUEST_HEADERS, Buffer::of(name.as_bytes()));
+        // SAFETY: inside a hook of this stream; Envoy copies.
+        unsafe { abi::envoy_dynamic_module_callback_http_set_header(self.0, kind, name, value) };
+    }
+
+    pub(crate) fn add_response_header(&mut self, name: &str, value: &str) {
+        let (name, value) = (Buffer::of(name.as_bytes()), Buffer::of(value.as_bytes()));
+        // SAFETY: inside a hook of this stream; Envoy copies.
+        unsafe { abi::envoy_dynamic_module_callback_http_add_header(self.0, abi::RESPONSE_HEADERS, name, value) };
+    }
+
+    /// Answers the request here. From any hook but `request_headers`, the stream's other hooks run inside this call:
+    /// nothing of ours may be borrowed.
+    pub(crate) fn respond(&mut self, status: u16, headers: &[(&str, &str)], body: &str, details: &str) {
+        let headers = as_headers(headers);
+        let (body, details) = (Buffer::of(body.as_bytes()), Buffer::of(details.as_bytes()));
+        // SAFETY: inside a hook of this stream; Envoy copies.
+        unsafe {
+            abi::envoy_dynamic_module_callback_http_send_response(
+                self.0,
+                u32::from(status),
+                headers.as_ptr(),
+                headers.len(),
+                body,
+                details,
+            );
+        }
+    }
+
+    /// Lets a stopped request go on; later filters run inside this call.
+    pub(crate) fn continue_decoding(&mut self) {
+        // SAFETY: inside a hook of this stream.
+        unsafe { abi::envoy_dynamic_module_callback_http_filter_continue_decoding(self.0) };
+    }
+
+    /// Sends a request of our own; the answer comes to `http_callout_done`, never inside this call.
+    ///
+    /// # Errors
+    /// Envoy's number for why it could not be sent.
+    pub(crate) fn call_out(
+        &mut self,
+        cluster: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+        timeout_ms: u32,
+    ) -> Result<(), u32> {
+        let headers = as_headers(headers);
+        let mut id = 0;
+        // SAFETY: inside a hook of this stream; Envoy copies.
+        let result = unsafe {
+            abi::envoy_dynamic_module_callback_http_filter_http_callout(
+                self.0,
+                &mut id,
+                Buffer::of(cluster.as_bytes()),
+                headers.as_ptr(),
+                headers.len(),
+                Buffer::of(body),
+                u64::from(timeout_ms),
+            )
+        };
+        if result == abi::CALLOUT_SUCCESS {
+            Ok(())
+        } else {
+            Err(result)
+        }
+    }
+
+    pub(crate) fn scheduler(&self) -> Scheduler {
+        // SAFETY: inside a hook of this stream.
+        Scheduler(unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_new(self.0) })
+    }
+}
+
+fn as_headers(headers: &[(&str, &str)]) -> Vec<Header> {
+    let header = |(name, value): &(&str, &str)| Header {
+        name: Buffer::of(name.as_bytes()),
+        value: Buffer::of(value.as_bytes()),
+    };
+    headers.iter().map(header).collect()
+}
+
+impl Headers for Stream {
+    fn get(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        let (first, count) = self.header_at(name, 0)?;
+        if count < 2 {
+            return Some(Cow::Borrowed(first));
+        }
+        let mut joined = first.to_vec();
+        for index in 1..count {
+            joined.push(b',');
+            joined.extend_from_slice(self.header_at(name, index).map_or(&[], |(value, _)| value));
+        }
+        Some(Cow::Owned(joined))
+    }
+
+    fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {
+        // SAFETY: inside a hook of this stream; the list has room for as many headers as there are.
+        let headers = unsafe {
+            let size = abi::envoy_dynamic_module_callback_http_get_headers_size(self.0, abi::REQUEST_HEADERS);
+            let mut headers = vec![Header { name: Buffer::EMPTY, value: Buffer::EMPTY }; size];
+            if !abi::envoy_dynamic_module_callback_http_get_headers(self.0, abi::REQUEST_HEADERS, headers.as_mut_ptr())
+            {
+                headers.clear();
+            }
+            headers
+        };
+        for header in headers {
+            // SAFETY: as in `header_at`.
+            unsafe { visit(header.name.bytes(), header.value.bytes()) };
+        }
+    }
+}
+
+/// Wakes a stream from anywhere, also when it is gone.
+pub(crate) struct Scheduler(Handle);
+
+impl Scheduler {
+    pub(crate) fn wake(&self) {
+        // SAFETY: the scheduler lives until drop; Envoy drops the event where the stream is gone.
+        unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_commit(self.0, 0) };
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        // SAFETY: made by `Stream::scheduler`, deleted once.
+        unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_delete(self.0) };
+    }
+}
+
+/// A log entry, inside the access logger's hook.
+pub(crate) struct LogEntry(Handle);
+
+impl LogEntry {
+    /// # Safety
+    /// `handle` must be the entry that Envoy gave to the hook at hand.
+    pub(crate) unsafe fn new(handle: Handle) -> Self {
+        Self(handle)
+    }
+
+    pub(crate) fn worker_index(&self) -> u32 {
+        // SAFETY: inside the hook of this entry, as everywhere below.
+        unsafe { abi::envoy_dynamic_module_callback_access_logger_get_worker_index(self.0) }
+    }
+
+    pub(crate) fn request_header(&self, name: &str) -> Option<&[u8]> {
+        let (kind, name) = (abi::REQUEST_HEADERS, Buffer::of(name.as_bytes()));
+        let mut count = 0;
+        self.text(|log, value| {
+            // SAFETY: see `worker_index`.
+            unsafe {
+                abi::envoy_dynamic_module_callback_access_logger_get_header_value(log, kind, name, value, 0, &mut count)
+            }
+        })
+    }
+
+    pub(crate) fn status(&self) -> u32 {
+        // SAFETY: see `worker_index`.
+        unsafe { abi::envoy_dynamic_module_callback_access_logger_get_response_code(self.0) }
+    }
+
+    pub(crate) fn flags(&self) -> u64 {
+        // SAFETY: see `worker_index`.
+        unsafe { abi::envoy_dynamic_module_callback_access_logger_get_response_flags(self.0) }
+    }
+
+    pub(crate) fn details(&self) -> Option<&[u8]> {
+        // SAFETY: see `worker_index`.
+        self.text(|log, value| unsafe {
+            abi::envoy_dynamic_module_callback_access_logger_get_response_code_details(log, value)
+        })
+    }
+
+    pub(crate) fn bytes(&self) -> BytesInfo {
+        let mut bytes = BytesInfo::default();
+        // SAFETY: see `worker_index`; Envoy fills the structure.
+        unsafe { abi::envoy_dynamic_module_callback_access_logger_get_bytes_info(self.0, &mut bytes) };
+        bytes
+    }
+
+    /// Nanoseconds from the first to the last byte of the request and its response.
+    pub(crate) fn duration_ns(&self) -> u64 {
+        let mut timing = TimingInfo::default();
+        // SAFETY: see `worker_index`; Envoy fills the structure.
+        unsafe { abi::envoy_dynamic_module_callback_access_logger_get_timing_info(self.0, &mut timing) };
+        timing.request_complete.max(0) as u64
+    }
+
+    pub(crate) fn attribute(&self, attribute: u32) -> Option<&[u8]> {
+        // SAFETY: see `worker_index`.
+        self.text(|log, value| unsafe {
+            abi::envoy_dynamic_module_callback_access_logger_get_attribute_string(log, attribute, value)
+        })
+    }
+
+    /// Why the TLS handshake failed; none where it did not.
+    pub(crate) fn handshake_failure(&self) -> Option<&[u8]> {
+        // SAFETY: see `worker_index`.
+        let reason = self.text(|log, value| unsafe {
+            abi::envoy_dynamic_module_callback_access_logger_get_downstream_transport_failure_reason(log, value)
+        });
+        reason.filter(|reason| !reason.is_empty())
+    }
+
+    /// Why the connection to the upstream failed; none where it did not.
+    pub(crate) fn upstream_failure(&self) -> Option<&[u8]> {
+        // SAFETY: see `worker_index`.
+        let reason = self.text(|log, value| unsafe {
+            abi::envoy_dynamic_module_callback_access_logger_get_upstream_transport_failure_reason(log, value)
+        });
+        reason.filter(|reason| !reason.is_empty())
+    }
+
+    pub(crate) fn peer_serial(&self) -> Option<&[u8]> {
+        // SAFETY: see `worker_index`.
+        self.text(|log, value| unsafe {
+            abi::envoy_dynamic_module_callback_access_logger_get_downstream_peer_serial(log, value)
+        })
+    }
+
+    /// The URI SANs of whoever connected, with commas between them.
+    pub(crate) fn peer_uri_sans(&self) -> Option<Vec<u8>> {
+        // SAFETY: see `worker_index`.
+        let size = unsafe { abi::envoy_dynamic_module_callback_access_logger_get_downstream_peer_uri_san_size(self.0) };
+        // SAFETY: see `worker_index`; the list has room for as many names as there are.
+        self.names(size, |log, values| unsafe {
+            abi::envoy_dynamic_module_callback_access_logger_get_downstream_peer_uri_san(log, values)
+        })
+    }
+
+    /// The URI SANs of whoever was connected to, with commas between them.
+    pub(crate) fn upstream_uri_sans(&self) -> Option<Vec<u8>> {
+        // SAFETY: see `worker_index`.
+        let size = unsafe { abi::envoy_dynamic_module_callback_access_logger_get_upstream_peer_uri_san_size(self.0) };
+        // SAFETY: see `worker_index`; the list has room for as many names as there are.
+        self.names(size, |log, values| unsafe {
+            abi::envoy_dynamic_module_callback_access_logger_get_upstream_peer_uri_san(log, values)
+        })
+    }
+
+    fn text(&self, get: impl FnOnce(Handle, *mut Buffer) -> bool) -> Option<&[u8]> {
+        // SAFETY: the bytes are Envoy's until the hook returns.
+        found(|value| get(self.0, value)).map(|value| unsafe { value.bytes() })
+    }
+
+    fn names(&self, size: usize, get: impl FnOnce(Handle, *mut Buffer) -> bool) -> Option<Vec<u8>> {
+        let mut names = vec![Buffer::EMPTY; size];
+        if size == 0 || !get(self.0, names.as_mut_ptr()) {
+            return None;
+        }
+        // SAFETY: the bytes are Envoy's until the hook returns.
+        let names: Vec<&[u8]> = names.into_iter().map(|name| unsafe { name.bytes() }).collect();
+        Some(names.join(&b','))
+    }
+}

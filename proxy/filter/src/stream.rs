@@ -1,0 +1,330 @@
+//! One inbound request on its way: decided, recorded, and then let through or answered.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use peltast_engine::record::{Field, Fields, Kind};
+use peltast_engine::{
+    Answer, Connection, Decision, Effect, Hash, Http, KeySets, Lifetime, Program, Question, Reason, Request, Source,
+    Verdict,
+};
+
+use crate::abi;
+use crate::callout;
+use crate::config::keys;
+use crate::envoy::Stream;
+use crate::peer::Peer;
+use crate::worker::{self, Ended, Now, Worker};
+
+/// The cluster by which the check service is reached.
+const CHECK_CLUSTER: &str = "peltast-check";
+
+/// What is remembered of one stream.
+pub(crate) struct StreamState {
+    program: Arc<Program>,
+    /// Sequence of the decision record, once it is written.
+    recorded: Option<u64>,
+    response_headers: Vec<(String, String)>,
+    question: Option<Asked>,
+}
+
+struct Asked {
+    question: Question,
+    /// Whether this stream asks for all that wait for the same answer.
+    leads: bool,
+}
+
+/// What becomes of a stream for now.
+enum Step {
+    /// It is decided and recorded.
+    Concluded(Answer),
+    /// It waits for the check service or for another stream's answer.
+    Waiting,
+}
+
+/// What a record tells of a decision beside the request.
+struct Outcome<'a> {
+    decision: &'a Decision,
+    decided_by: &'static str,
+    peer: Option<Peer<'a>>,
+    issuer_and_subject: Option<(&'a str, &'a str)>,
+    keys: Option<Hash>,
+}
+
+impl StreamState {
+    pub(crate) fn new(program: Arc<Program>) -> Self {
+        Self { program, recorded: None, response_headers: Vec::new(), question: None }
+    }
+
+    /// Decides the request whose headers have come.
+    pub(crate) fn on_request_headers(&mut self, stream: Stream) -> u32 {
+        match self.decide(stream, true) {
+            Step::Concluded(answer) => self.carry_out(stream, &answer),
+            Step::Waiting => abi::HEADERS_STOP_ALL_AND_WATERMARK,
+        }
+    }
+
+    /// Adds what the decision adds to the response.
+    pub(crate) fn on_response_headers(&mut self, mut stream: Stream) {
+        for (name, value) in self.response_headers.drain(..) {
+            stream.add_response_header(&name, &value);
+        }
+    }
+
+    /// Takes the check service's answer.
+    pub(crate) fn on_callout_done(&mut self, stream: Stream, answer: Result<Vec<u8>, String>) {
+        let Some(Asked { question, .. }) = &self.question else { return };
+        let decision = answer.and_then(|body| callout::decision(&body, &self.program));
+        let decision = Arc::new(decision.unwrap_or_else(|detail| question.unanswered(detail)));
+        self.finish(stream, decision);
+    }
+
+    /// Another stream's answer has come, or its stream has gone: decides again.
+    pub(crate) fn on_scheduled(&mut self, stream: Stream) {
+        self.question = None;
+        if let Step::Concluded(answer) = self.decide(stream, false) {
+            self.resume(stream, &answer);
+        }
+    }
+
+    /// Leaves word for the access logger, and does not leave others waiting.
+    pub(crate) fn on_complete(&mut self) {
+        worker::with(|worker| {
+            worker.ended = self.recorded.map(|decision| Ended { decision });
+            if let Some(Asked { question: Question { key: Some(key), .. }, leads: true }) = self.question.take() {
+                worker.wake_waiting(&key);
+            }
+        });
+    }
+
+    /// Denies a request whose decision panicked. What the panic left half-done is forgotten.
+    pub(crate) fn on_panic(&mut self, stream: Stream) -> u32 {
+        worker::with(Worker::recover);
+        let answer = self.refuse(&stream, Reason::InternalError, None, Now::read());
+        self.carry_out(stream, &answer)
+    }
+
+    /// `may_wait` is false for a stream that has waited for another's answer and not found it: it asks for itself.
+    fn decide(&mut self, stream: Stream, may_wait: bool) -> Step {
+        let now = Now::read();
+        if !worker::with(|worker| worker.has_room()) {
+            return Step::Concluded(self.refuse(&stream, Reason::SpoolUnavailable, None, now));
+        }
+        let peer = match Peer::of(&stream, now.ms()) {
+            Ok(peer) => peer,
+            Err((reason, peer)) => return Step::Concluded(self.refuse(&stream, reason, peer, now)),
+        };
+        let Some(keys) = keys() else {
+            return Step::Concluded(self.refuse(&stream, Reason::NotReady, Some(peer), now));
+        };
+        let request = request(&stream, peer);
+        match worker::with(|worker| worker.decider.decide(&self.program, &keys, &request, now.ms())) {
+            Verdict::Decided(answer) => Step::Concluded(self.record(&stream, answer, peer, &keys, now)),
+            Verdict::Ask(question) => self.ask(stream, question, &request, peer, may_wait),
+        }
+    }
+
+    fn ask(
+        &mut self,
+        mut stream: Stream,
+        question: Question,
+        request: &Request<'_>,
+        peer: Peer<'_>,
+        may_wait: bool,
+    ) -> Step {
+        let waits = worker::with(|worker| match &question.key {
+            Some(key) if may_wait => match worker.waiting.get_mut(key) {
+                Some(waiting) => {
+                    waiting.push(stream.scheduler());
+                    true
+                }
+                None => {
+                    worker.waiting.insert(key.clone(), Vec::new());
+                    false
+                }
+            },
+            _ => false,
+        });
+        let timeout_ms = question.timeout_ms;
+        self.question = Some(Asked { leads: may_wait && !waits, question });
+        if waits {
+            return Step::Waiting;
+        }
+        let body = callout::check_request(request, peer, self.program.principal());
+        let headers = [
+            (":method", "POST"),
+            (":path", "/check"),
+            ("host", "control.peltast.internal"),
+            ("content-type", "application/x-protobuf"),
+        ];
+        match stream.call_out(CHECK_CLUSTER, &headers, &body, timeout_ms) {
+            Ok(()) => Step::Waiting,
+            Err(number) => self.unsent(&stream, number),
+        }
+    }
+
+    fn unsent(&mut self, stream: &Stream, number: u32) -> Step {
+        let Some(asked) = self.question.take() else { return Step::Waiting };
+        let decision = asked.question.unanswered(format!("the check service was not asked: Envoy's result {number}"));
+        self.release(&asked);
+        Step::Concluded(self.conclude(stream, Arc::new(decision), asked.question))
+    }
+
+    /// Ends the wait of this stream, and of those that wait for the same answer.
+    fn finish(&mut self, stream: Stream, decision: Arc<Decision>) {
+        let Some(asked) = self.question.take() else { return };
+        if let (Some(key), Lifetime::Milliseconds(_)) = (&asked.question.key, decision.lifetime) {
+            worker::with(|worker| worker.decider.remember(key, &decision, Now::read().ms()));
+        }
+        self.release(&asked);
+        let answer = self.conclude(&stream, decision, asked.question);
+        self.resume(stream, &answer);
+    }
+
+    fn release(&self, asked: &Asked) {
+        if let (Some(key), true) = (&asked.question.key, asked.leads) {
+            worker::with(|worker| worker.wake_waiting(key));
+        }
+    }
+
+    /// Records a decision that did not come of the engine at once.
+    fn conclude(&mut self, stream: &Stream, decision: Arc<Decision>, question: Question) -> Answer {
+        let now = Now::read();
+        let answer = Answer { decision, cached: false, token: question.token };
+        match (Peer::of(stream, now.ms()), keys()) {
+            (Ok(peer), Some(keys)) => self.record(stream, answer, peer, &keys, now),
+            (Err((reason, peer)), _) => self.refuse(stream, reason, peer, now),
+            (_, None) => self.refuse(stream, Reason::NotReady, None, now),
+        }
+    }
+
+    /// Writes the decision record. A decision that cannot be recorded is a denial.
+    fn record(&mut self, stream: &Stream, answer: Answer, peer: Peer<'_>, keys: &KeySets, now: Now) -> Answer {
+        let token = answer.token.as_deref();
+        let outcome = Outcome {
+            decision: &answer.decision,
+            decided_by: match (answer.cached, answer.decision.source) {
+                (true, _) => "cache",
+                (false, Source::Engine) => "engine",
+                (false, Source::Check) => "check",
+                (false, Source::FailedOpen) => "failed-open",
+            },
+            peer: Some(peer),
+            issuer_and_subject: token.map(|token| (token.issuer.as_str(), token.subject.as_str())),
+            keys: Some(keys.hash()),
+        };
+        self.recorded = self.write(stream, &outcome, now);
+        if self.recorded.is_some() {
+            return answer;
+        }
+        let decision = Decision::without_policy(Effect::Deny, Reason::SpoolUnavailable, self.program.hash());
+        Answer { decision: Arc::new(decision), cached: false, token: None }
+    }
+
+    /// A denial that no policy made. It is recorded if it can be.
+    fn refuse(&mut self, stream: &Stream, reason: Reason, peer: Option<Peer<'_>>, now: Now) -> Answer {
+        let decision = Decision::without_policy(Effect::Deny, reason, self.program.hash());
+        let outcome = Outcome { decision: &decision, decided_by: "engine", peer, issuer_and_subject: None, keys: None };
+        self.recorded = self.write(stream, &outcome, now);
+        Answer { decision: Arc::new(decision), cached: false, token: None }
+    }
+
+    fn write(&self, stream: &Stream, outcome: &Outcome<'_>, now: Now) -> Option<u64> {
+        let index = stream.worker_index();
+        worker::with(|worker| worker.record(index, Kind::Decision, now, |fields| self.fill(fields, stream, outcome)))
+    }
+
+    fn fill(&self, fields: &mut Fields<'_>, stream: &Stream, outcome: &Outcome<'_>) {
+        let decision = outcome.decision;
+        fields.optional(Field::SourcePrincipal, outcome.peer.map(|peer| peer.principal));
+        fields.optional(Field::SourceSerial, outcome.peer.map(|peer| peer.serial));
+        fields.optional(Field::SourceAddress, stream.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
+        fields.bytes(Field::DestinationPrincipal, self.program.principal().as_bytes());
+        if let Some(address) = address(stream, abi::ATTRIBUTE_DESTINATION_ADDRESS) {
+            fields.number(Field::DestinationPort, u64::from(self.program.application_port(address.port())));
+        }
+        fields.optional(Field::TokenIssuer, outcome.issuer_and_subject.map(|(issuer, _)| issuer));
+        fields.optional(Field::TokenSubject, outcome.issuer_and_subject.map(|(_, subject)| subject));
+        fields.optional(Field::Method, stream.header(":method"));
+        fields.optional(Field::Host, stream.header(":authority"));
+        fields.optional(Field::Path, stream.header(":path"));
+        fields.optional(Field::RequestId, stream.header("x-request-id"));
+        fields.optional(Field::TraceParent, stream.header("traceparent"));
+        fields.bytes(Field::Effect, if decision.effect == Effect::Allow { b"allow" } else { b"deny" });
+        fields.number(Field::Status, u64::from(decision.status));
+        fields.optional(Field::Policy, decision.policy.as_deref());
+        if let Some(rule) = decision.rule {
+            fields.number(Field::Rule, u64::from(rule));
+        }
+        fields.bytes(Field::Reason, decision.reason.as_str().as_bytes());
+        fields.bytes(Field::DecidedBy, outcome.decided_by.as_bytes());
+        fields.optional(Field::Detail, decision.detail.as_deref());
+        fields.bytes(Field::Program, &decision.program.0);
+        fields.optional(Field::Keys, outcome.keys.map(|keys| keys.0));
+    }
+
+    /// Lets a decided request go on, or answers it. Gives what the request headers' hook returns.
+    fn carry_out(&mut self, mut stream: Stream, answer: &Answer) -> u32 {
+        let decision = &answer.decision;
+        if decision.effect == Effect::Deny {
+            deny(stream, decision);
+            return abi::HEADERS_STOP;
+        }
+        if answer.token.as_ref().is_some_and(|token| !token.forward) {
+            stream.set_request_header("authorization", "");
+        }
+        for name in &decision.headers.request_remove {
+            stream.set_request_header(name, "");
+        }
+        for (name, value) in &decision.headers.request_set {
+            stream.set_request_header(name, value);
+        }
+        self.response_headers.clone_from(&decision.headers.response_add);
+        abi::HEADERS_CONTINUE
+    }
+
+    /// Carries out a decision on a stream that was stopped.
+    fn resume(&mut self, mut stream: Stream, answer: &Answer) {
+        if self.carry_out(stream, answer) == abi::HEADERS_CONTINUE {
+            stream.continue_decoding();
+        }
+    }
+}
+
+fn deny(mut stream: Stream, decision: &Decision) {
+    let mut headers: Vec<(&str, &str)> = Vec::new();
+    if decision.status == 401 {
+        headers.push(("www-authenticate", "Bearer error=\"invalid_token\"")); // RFC 6750 section 3
+    }
+    headers.extend(decision.headers.response_add.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let body = decision.body.as_deref().unwrap_or("access denied\n");
+    stream.respond(decision.status, &headers, body, decision.reason.as_str());
+}
+
+fn request<'a>(stream: &'a Stream, peer: Peer<'a>) -> Request<'a> {
+    let source = address(stream, abi::ATTRIBUTE_SOURCE_ADDRESS);
+    let destination = address(stream, abi::ATTRIBUTE_DESTINATION_ADDRESS);
+    let sni = stream.attribute(abi::ATTRIBUTE_SERVER_NAME).and_then(|name| std::str::from_utf8(name).ok());
+    Request {
+        connection: Connection {
+            source_principal: Some(peer.principal),
+            source_ip: source.map(|address| address.ip().to_canonical()),
+            source_port: source.map_or(0, |address| address.port()),
+            destination_ip: destination.map(|address| address.ip().to_canonical()),
+            destination_port: destination.map_or(0, |address| address.port()),
+            sni: sni.filter(|name| !name.is_empty()),
+        },
+        http: Http {
+            method: stream.header(":method").unwrap_or_default(),
+            host: stream.header(":authority").unwrap_or_default(),
+            path: stream.header(":path").unwrap_or_default(),
+            scheme: stream.header(":scheme").unwrap_or_default(),
+            protocol: stream.attribute(abi::ATTRIBUTE_REQUEST_PROTOCOL).unwrap_or_default(),
+            headers: stream,
+        },
+    }
+}
+
+fn address(stream: &Stream, attribute: u32) -> Option<SocketAddr> {
+    std::str::from_utf8(stream.attribute(attribute)?).ok()?.parse().ok()
+}

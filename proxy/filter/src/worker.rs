@@ -1,0 +1,104 @@
+//! What one of Envoy's worker threads holds: its decider, its spool, and who waits for which answer.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use peltast_engine::record::{Fields, Kind};
+use peltast_engine::spool::Spool;
+use peltast_engine::Decider;
+
+use crate::config::spool_root;
+use crate::envoy::{warn, Scheduler};
+
+thread_local! {
+    static WORKER: RefCell<Worker> = RefCell::new(Worker::new());
+}
+
+/// Runs `work` with this thread's worker. Nothing in `work` may make Envoy call us again.
+pub(crate) fn with<R>(work: impl FnOnce(&mut Worker) -> R) -> R {
+    WORKER.with_borrow_mut(work)
+}
+
+/// A moment, by the wall clock.
+#[derive(Clone, Copy)]
+pub(crate) struct Now {
+    nanoseconds: u64,
+}
+
+impl Now {
+    pub(crate) fn read() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { nanoseconds: since.as_nanos() as u64 }
+    }
+
+    /// Nanoseconds since 1970.
+    pub(crate) fn ns(self) -> u64 {
+        self.nanoseconds
+    }
+
+    /// Milliseconds since 1970.
+    pub(crate) fn ms(self) -> u64 {
+        self.nanoseconds / 1_000_000
+    }
+}
+
+/// How a stream came to its end, left by the stream for the access logger that Envoy calls next.
+pub(crate) struct Ended {
+    /// Sequence of the stream's decision record.
+    pub(crate) decision: u64,
+}
+
+pub(crate) struct Worker {
+    pub(crate) decider: Decider,
+    /// Streams that wait for the answer to a question that another stream asked, by the question's key.
+    pub(crate) waiting: HashMap<Box<[u8]>, Vec<Scheduler>, ahash::RandomState>,
+    pub(crate) ended: Option<Ended>,
+    spool: Option<Spool>,
+}
+
+impl Worker {
+    fn new() -> Self {
+        Self { decider: Decider::for_sidecar(), waiting: HashMap::default(), ended: None, spool: None }
+    }
+
+    /// Forgets what a panic may have left half-done. The spool is kept: its chain only ever advances whole records.
+    pub(crate) fn recover(&mut self) {
+        self.decider = Decider::for_sidecar();
+        for scheduler in self.waiting.drain().flat_map(|(_, waiting)| waiting) {
+            scheduler.wake();
+        }
+    }
+
+    /// Whether the spool takes another record.
+    pub(crate) fn has_room(&self) -> bool {
+        spool_root().is_ok_and(|root| root.usage.has_room())
+    }
+
+    /// Writes a record and gives its sequence; none where it could not be written, which Envoy's log then tells.
+    pub(crate) fn record(
+        &mut self,
+        worker_index: u32,
+        kind: Kind,
+        now: Now,
+        fill: impl FnOnce(&mut Fields<'_>),
+    ) -> Option<u64> {
+        let written = match &mut self.spool {
+            Some(spool) => spool.append(kind, now.ns(), fill),
+            none => open(worker_index, now).and_then(|spool| none.insert(spool).append(kind, now.ns(), fill)),
+        };
+        written.map_err(|error| warn(&format!("peltast: audit record not written: {error}"))).ok()
+    }
+
+    /// Wakes everyone who waits for an answer to the question with `key`.
+    pub(crate) fn wake_waiting(&mut self, key: &[u8]) {
+        for scheduler in self.waiting.remove(key).into_iter().flatten() {
+            scheduler.wake();
+        }
+    }
+}
+
+fn open(worker_index: u32, now: Now) -> std::io::Result<Spool> {
+    let root = spool_root().map_err(std::io::Error::other)?;
+    Spool::create(&root.folder, worker_index, std::sync::Arc::clone(&root.usage), now.ns())
+}
