@@ -11,7 +11,19 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::record::{self, Field, Fields, Kind, Position, RecordError, Type};
 use crate::request::{HeaderList, Request};
-use crate::{Answer, Connection, Decider, Effect, Hash, Http, KeySets, Lifetime, LoadError, Program, Source, Verdict};
+use crate::{Answer, Connection, Decider, Effect, Hash, Http, KeySets, Lifetime, Program, Source, Verdict};
+
+pyo3::create_exception!(_engine, LoadError, PyValueError, "A program that cannot be loaded.");
+
+/// policy, file, line (0 where unknown) and reason, so that Python can point at them.
+fn load_error(error: &crate::LoadError) -> PyErr {
+    let (policy, place, reason) = match error {
+        crate::LoadError::Rego { policy, error } => (policy.to_string(), error.place(), error.reason()),
+        other => (String::new(), None, other.to_string()),
+    };
+    let (file, line) = place.unwrap_or_default();
+    LoadError::new_err((policy, file, line, reason))
+}
 
 fn refused(error: impl std::fmt::Display) -> PyErr {
     PyValueError::new_err(error.to_string())
@@ -24,8 +36,8 @@ struct PyProgram(Arc<Program>);
 impl PyProgram {
     #[staticmethod]
     fn load(py: Python<'_>, document: &[u8]) -> PyResult<Self> {
-        let loaded: Result<Program, LoadError> = py.detach(|| Program::load(document));
-        Ok(Self(Arc::new(loaded.map_err(refused)?)))
+        let loaded = py.detach(|| Program::load(document));
+        Ok(Self(Arc::new(loaded.map_err(|error| load_error(&error))?)))
     }
 
     #[getter]
@@ -255,6 +267,25 @@ fn scan_frames(frames: &[u8]) -> PyResult<Option<(u64, u64, usize)>> {
     Ok(sequences.map(|(first, last)| (first, last, length)))
 }
 
+/// The bytes that the records up to and including `sequence` take at the start of `frames`, and sequence and link of
+/// the last of them; none where the first is a later one.
+#[pyfunction]
+fn skip_frames<'py>(
+    py: Python<'py>,
+    frames: &[u8],
+    sequence: u64,
+) -> PyResult<Option<(usize, u64, Bound<'py, PyBytes>)>> {
+    let (mut length, mut last) = (0, None);
+    while let Some((record, frame)) = record::read_frame(&frames[length..]).map_err(refused)? {
+        if record.sequence() > sequence {
+            break;
+        }
+        length += frame;
+        last = Some(record);
+    }
+    Ok(last.map(|record| (length, record.sequence(), PyBytes::new(py, &record.link))))
+}
+
 /// The records of `frames`, which continue a chain from (`sequence`, `link`); and where the chain then stands.
 #[pyfunction]
 fn verify_frames(
@@ -290,8 +321,12 @@ impl PySpoolUsage {
         Ok(Self(Arc::new(crate::spool::Usage::open(&root, bound)?)))
     }
 
-    fn acknowledge(&self, bytes: u64) {
-        self.0.acknowledge(bytes);
+    fn reset(&self, held: u64) {
+        self.0.reset(held);
+    }
+
+    fn acknowledge(&self, shipped: u64) {
+        self.0.acknowledge(shipped);
     }
 
     #[getter]
@@ -353,7 +388,7 @@ fn normalize_path<'py>(py: Python<'py>, path_and_query: &[u8]) -> Bound<'py, PyB
 mod _engine {
     #[pymodule_export]
     use super::{
-        document_hash, first_link, next_link, normalize_path, scan_frames, verify_frames, PyDecider, PyDecision,
+        document_hash, first_link, next_link, normalize_path, scan_frames, skip_frames, verify_frames, LoadError, PyDecider, PyDecision,
         PyKeySets, PyProgram, PyRecord, PyRequest, PySpoolUsage, PySpoolWriter,
     };
 }

@@ -80,6 +80,13 @@ impl Usage {
         written.load(Ordering::Relaxed).saturating_sub(acknowledged.load(Ordering::Relaxed))
     }
 
+    /// Begins anew with `bytes` held: for whoever ships, before any writer has started.
+    pub fn reset(&self, bytes: u64) {
+        let [written, acknowledged] = self.counters();
+        acknowledged.store(0, Ordering::Relaxed);
+        written.store(bytes, Ordering::Relaxed);
+    }
+
     /// Notes that `bytes` were shipped and acknowledged.
     pub fn acknowledge(&self, bytes: u64) {
         self.counters()[1].fetch_add(bytes, Ordering::Relaxed);

@@ -50,6 +50,37 @@ pub enum RegoError {
     Data(String),
 }
 
+impl RegoError {
+    /// File and line (from 1) of what is wrong, where it is in a module.
+    pub fn place(&self) -> Option<(String, u32)> {
+        match self {
+            Self::NotAdmitted { file, line, .. } => Some((file.clone(), *line)),
+            Self::Syntax(message) => place_in(message),
+            Self::Input(_) | Self::Entrypoint(_) | Self::Data(_) => None,
+        }
+    }
+
+    /// What is wrong, without its place.
+    pub fn reason(&self) -> String {
+        match self {
+            Self::NotAdmitted { reason, .. } => reason.clone(),
+            Self::Syntax(message) => {
+                let last = message.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
+                last.trim().trim_start_matches("error: ").to_owned()
+            }
+            other => other.to_string(),
+        }
+    }
+}
+
+/// The place in an interpreter's message, which begins `--> FILE:LINE:COLUMN`.
+fn place_in(message: &str) -> Option<(String, u32)> {
+    let place = message.lines().find_map(|line| line.trim().strip_prefix("--> "))?;
+    let (place, _column) = place.rsplit_once(':')?;
+    let (file, line) = place.rsplit_once(':')?;
+    Some((file.to_owned(), line.parse().ok()?))
+}
+
 /// Refuses source that must not reach the parser.
 pub(super) fn check_source(file: &str, source: &str) -> Result<(), RegoError> {
     let refuse = |line, reason: String| Err(RegoError::NotAdmitted { file: file.to_owned(), line, reason });

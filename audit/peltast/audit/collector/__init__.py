@@ -1,0 +1,1 @@
+"""The collector: what nodes ship, into the store."""

@@ -1,0 +1,48 @@
+"""The collector: takes in what nodes ship, each over mutual TLS and each its own spools only."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import asyncpg
+import grpc
+import structlog
+
+from peltast.audit.collector.collect import BadBatch, NotTheOwner, take_in
+from peltast.audit.protos.collector_pb2 import Acknowledgement, Batch
+
+__all__ = ["collector_methods"]
+
+SPOOL_ID_BYTES = 16
+
+log = structlog.get_logger()
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+def collector_methods(
+    pool: asyncpg.Pool[Any], caller: Callable[[Context], object]
+) -> dict[str, tuple[Any, type[Batch], type[Acknowledgement]]]:
+    """The methods of the gRPC service; `caller` tells the SPIFFE ID of whoever calls, or raises ValueError."""
+
+    async def ship(batches: AsyncIterator[Batch], context: Context) -> AsyncIterator[Acknowledgement]:
+        try:
+            owner = str(caller(context))
+            async for batch in batches:
+                if len(batch.spool) != SPOOL_ID_BYTES:
+                    raise ValueError(f"a spool's id has {len(batch.spool)} bytes; {SPOOL_ID_BYTES} are expected")
+                async with pool.acquire() as connection:
+                    sequence = await take_in(connection, batch.spool, owner, batch.frames)
+                yield Acknowledgement(spool=batch.spool, sequence=sequence)
+        except NotTheOwner as error:
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        except BadBatch as error:
+            await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            log.warning("the store cannot be reached", error=str(error))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the store cannot be reached")
+
+    return {"Ship": (ship, Batch, Acknowledgement)}

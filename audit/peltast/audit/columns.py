@@ -1,0 +1,70 @@
+"""From a record to its row: the columns of the store's ``records`` table."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from peltast.authz._engine import Record
+
+__all__ = ["COLUMNS", "row"]
+
+BYTES_FIELDS = ("spool_id", "program", "keys")
+NUMBER_FIELDS = (
+    "worker",
+    "process_id",
+    "destination_port",
+    "status",
+    "rule",
+    "decision_sequence",
+    "flags",
+    "bytes_received",
+    "bytes_sent",
+    "duration_ns",
+)
+TEXT_FIELDS = (
+    "source_principal",
+    "source_address",
+    "source_serial",
+    "destination_principal",
+    "token_issuer",
+    "token_subject",
+    "method",
+    "host",
+    "path",
+    "request_id",
+    "traceparent",
+    "effect",
+    "policy",
+    "reason",
+    "decided_by",
+    "detail",
+    "end_details",
+    "actor",
+    "action",
+    "object",
+)
+_FIELDS = BYTES_FIELDS + NUMBER_FIELDS + TEXT_FIELDS
+_OWN = ("spool", "sequence", "owner", "schema", "kind", "time", "time_ns", "body", "link")
+
+COLUMNS = _OWN + _FIELDS
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MAX_BIGINT = 2**63 - 1
+_LAST_TIME_NS = 253_402_300_799 * 10**9
+"""The end of the year 9999: a clock that says later is kept in `time_ns`, and shown as this."""
+
+
+def row(spool: bytes, owner: str, record: Record) -> tuple[Any, ...]:
+    """The row of `record`, in the order of :data:`COLUMNS`."""
+    shown = _EPOCH + timedelta(microseconds=min(record.time_ns, _LAST_TIME_NS) // 1000)
+    own = (spool, record.sequence, owner, record.schema, record.kind, shown, record.time_ns, record.body, record.link)
+    fields = record.fields
+    return own + tuple(_value(fields.get(name)) if name not in BYTES_FIELDS else fields.get(name) for name in _FIELDS)
+
+
+def _value(value: bytes | int | None) -> str | int | None:
+    if isinstance(value, bytes):
+        # Postgres text takes neither bad UTF-8 nor NUL. The record's body keeps what was there.
+        return value.decode(errors="backslashreplace").replace("\0", "\\x00")
+    return None if value is None else min(value, _MAX_BIGINT)

@@ -1,0 +1,1 @@
+"""The store: PostgreSQL, its schema, and an embedded one."""

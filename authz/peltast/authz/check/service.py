@@ -1,0 +1,84 @@
+"""The check service's core: who asks about what, and the decision. No network here."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+
+from peltast.authz._engine import Decider, Decision, KeySets, Program
+from peltast.authz.check.convert import check_response, engine_request
+from peltast.authz.revision import Revision
+
+__all__ = ["CheckService", "NotYours", "UnknownDestination"]
+
+
+class NotYours(PermissionError):
+    """A workload asked about requests to another."""
+
+
+class UnknownDestination(LookupError):
+    """No workload has the destination's principal and address."""
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    program: Program
+    keys: KeySets
+
+
+class CheckService:
+    """Decides requests by the programs of one revision at a time."""
+
+    def __init__(self) -> None:
+        self._decider = Decider()
+        self._by_principal: Mapping[str, Mapping[str, _Loaded]] = {}
+
+    def take(self, revision: Revision) -> None:
+        """Decides by `revision` from now on. Its Rego must have been admitted."""
+        by_principal: dict[str, dict[str, _Loaded]] = {}
+        for name, workload in revision.snapshot.workloads.items():
+            loaded = _Loaded(Program.load(revision.programs[name]), KeySets.load(revision.keys[name]))
+            by_principal.setdefault(workload.principal, {})[workload.address] = loaded
+        self._by_principal = by_principal
+
+    def check(self, request: CheckRequest, caller: str) -> CheckResponse:
+        """Answers `request`, which `caller` (a SPIFFE ID) asks.
+
+        Raises:
+            NotYours: the caller is not the request's destination.
+            UnknownDestination: see there.
+            ValueError: the request is malformed.
+        """
+        destination = request.attributes.destination.principal
+        if caller != destination:
+            raise NotYours(f"{caller} asks about requests to {destination or 'nobody'}")
+        decision, program = self._decide(request)
+        return check_response(decision, program)
+
+    def decide(self, request: CheckRequest) -> Decision:
+        """The decision about `request`, for tools that ask for themselves.
+
+        Raises:
+            UnknownDestination: see there.
+            ValueError: the request is malformed.
+        """
+        return self._decide(request)[0]
+
+    def _decide(self, request: CheckRequest) -> tuple[Decision, Program]:
+        loaded = self._find(request)
+        now_ms = time.time_ns() // 1_000_000
+        return self._decider.decide(loaded.program, loaded.keys, engine_request(request), now_ms), loaded.program
+
+    def _find(self, request: CheckRequest) -> _Loaded:
+        """The destination's program. Workloads with one principal are told apart by their addresses."""
+        destination = request.attributes.destination
+        by_address = self._by_principal.get(destination.principal, {})
+        address = destination.address.socket_address.address
+        if address in by_address:
+            return by_address[address]
+        if len(by_address) == 1:
+            return next(iter(by_address.values()))
+        raise UnknownDestination(f"no workload is {destination.principal or 'unnamed'} at {address or 'no address'}")

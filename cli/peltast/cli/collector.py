@@ -1,0 +1,49 @@
+"""The collector's process."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import asyncpg
+import grpc
+
+from peltast.audit.collector.service import collector_methods
+from peltast.audit.shipper import COLLECTOR_SERVICE
+from peltast.cli.settings import ControlSettings
+from peltast.identity.client import IdentityClient
+from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
+
+__all__ = ["run_collector"]
+
+_MAX_CONNECTIONS = 10
+_COMMAND_TIMEOUT_SECONDS = 30.0
+
+
+async def run_collector(settings: ControlSettings, database: str, token: str) -> None:
+    """Runs for ever."""
+    folder: Path = settings.state / "collector"
+    ports = settings.ports
+    roots = settings.trust_bundle.read_bytes()
+    identity = IdentityClient(folder, roots, settings.address(ports.join), settings.address(ports.mtls))
+    await identity.start(token)
+    # Without a connection yet: the store may come later than we do, and may go away.
+    pool = asyncpg.create_pool(
+        database, min_size=0, max_size=_MAX_CONNECTIONS, command_timeout=_COMMAND_TIMEOUT_SECONDS
+    )
+    async with pool:
+        server = grpc.aio.server(options=server_options)
+        methods = collector_methods(pool, caller)
+        server.add_generic_rpc_handlers((generic_handler(COLLECTOR_SERVICE, streams=methods),))
+
+        def current() -> tuple[bytes, bytes, bytes]:
+            return identity.svid.key_pem, identity.svid.chain_pem, roots
+
+        server.add_secure_port(settings.address(ports.collector), server_credentials(current, require_client=True))
+        await server.start()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(identity.keep_fresh())
+                group.create_task(server.wait_for_termination())
+        finally:
+            await server.stop(grace=None)

@@ -1,0 +1,205 @@
+"""The control plane in one process: configuration, certificate authority, discovery, check service."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc
+import structlog
+from cryptography import x509
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from spiffe import SpiffeId, TrustDomain
+
+from peltast.audit.shipper import Shipper
+from peltast.authz.admission import RegoAdmission
+from peltast.authz.check.grpc import NAME as AUTHORIZATION
+from peltast.authz.check.grpc import authorization_methods
+from peltast.authz.check.http import serve_http
+from peltast.authz.check.service import CheckService
+from peltast.authz.revision import compile_revision
+from peltast.cli.acts import SPOOL_BYTES, ActLog
+from peltast.cli.settings import LOOPBACK, ControlSettings
+from peltast.identity.acts import Act
+from peltast.identity.attest.join_token import JoinTokens
+from peltast.identity.attest.service import join_token_handler
+from peltast.identity.ca.authority import issue
+from peltast.identity.ca.service import CertificateService
+from peltast.identity.ca.store import load_or_create
+from peltast.identity.certificates import pem, spiffe_id_of
+from peltast.identity.rpc import (
+    caller,
+    channel_credentials,
+    generic_handler,
+    open_channel,
+    server_credentials,
+    server_options,
+)
+from peltast.identity.svid import Svid, new_key_and_csr, rotation_time, save_svid
+from peltast.policies.problems import InvalidConfiguration
+from peltast.policies.snapshot import Snapshot, load
+from peltast.policies.sources.folder import Files, watch_folder
+from peltast.proxy.xds.compile import Surroundings
+from peltast.proxy.xds.discovery import DiscoveryService, ProxyStatus
+from peltast.proxy.xds.serve import AGGREGATED_DISCOVERY
+
+__all__ = ["ControlPlane"]
+
+log = structlog.get_logger()
+
+# A stream is opened anew with the SVID then in force before the one it was opened with ends.
+_MAX_CONNECTION_AGE_MS = 25 * 60 * 1000
+
+
+class ControlPlane:
+    """Wires the planes into one process."""
+
+    def __init__(self, settings: ControlSettings, configuration: Path) -> None:
+        self._settings = settings
+        self._configuration = configuration
+        now = datetime.now(UTC)
+        self._authority = load_or_create(settings.authority, TrustDomain(settings.trust_domain), now)
+        self._roots = pem(self._authority.chain[-1])
+        self._principal = SpiffeId(settings.control_principal("control"))
+        self._svid = self._own_svid(now)
+        spool = settings.state / "control" / "spool"
+        self._shipper = Shipper(spool, SPOOL_BYTES, self._collector_channel)
+        self._acts = ActLog(spool, str(self._principal))
+        self._tokens = JoinTokens()
+        self._snapshot: Snapshot | None = None
+        self._check = CheckService()
+        self._discovery = DiscoveryService(self._surroundings, self._report_status)
+        self._certificates = CertificateService(
+            self._authority, self._tokens, self._is_registered, self._acts.report
+        )
+
+    async def run(self) -> None:
+        """Runs for ever."""
+        tls = self._check_tls()
+        check = await serve_http(self._check, LOOPBACK, self._settings.ports.check, tls, _caller_of)
+        servers = [await self._serve_join(), await self._serve_mtls(), await self._serve_operators()]
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._follow_configuration())
+                group.create_task(self._shipper.run())
+                group.create_task(self._rotate(tls))
+        finally:
+            check.close()
+            for server in servers:
+                await server.stop(grace=None)
+
+    # Configuration --------------------------------------------------------------------------------------------------
+
+    async def _follow_configuration(self) -> None:
+        number = 0
+        async with RegoAdmission() as admission:
+            async for files in watch_folder(self._configuration):
+                number += 1
+                try:
+                    await self._take(files, number, admission)
+                except InvalidConfiguration as invalid:
+                    self._acts.report(Act("", "configuration.refuse", str(number), allowed=False, detail=str(invalid)))
+
+    async def _take(self, files: Files | InvalidConfiguration, number: int, admission: RegoAdmission) -> None:
+        """Puts a configuration in force, if all of it is sound; else the last good one stays."""
+        if isinstance(files, InvalidConfiguration):
+            raise files
+        snapshot = load(files, self._settings.trust_domain, number)
+        if self._snapshot is not None and snapshot.version == self._snapshot.version:
+            return
+        revision = compile_revision(snapshot)
+        await admission.check(revision)
+        self._snapshot = snapshot
+        self._check.take(revision)
+        self._discovery.take(revision)
+        self._acts.report(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
+
+    def _is_registered(self, spiffe_id: SpiffeId) -> bool:
+        workloads = self._snapshot.workloads.values() if self._snapshot else ()
+        collector = self._settings.control_principal("collector")
+        return str(spiffe_id) == collector or any(workload.principal == str(spiffe_id) for workload in workloads)
+
+    def _surroundings(self, module: str) -> Surroundings:
+        return Surroundings(module, (LOOPBACK, self._settings.ports.check), str(self._principal))
+
+    def _report_status(self, status: ProxyStatus) -> None:
+        kind = status.type_url.rpartition(".")[2]
+        subject = f"{status.workload} {kind} {status.resource} {status.version}"
+        action = "resource.live" if status.error is None else "resource.refuse"
+        self._acts.report(Act("", action, subject, allowed=status.error is None, detail=status.error or ""))
+
+    # Identity -------------------------------------------------------------------------------------------------------
+
+    def _own_svid(self, now: datetime) -> Svid:
+        key, csr = new_key_and_csr()
+        svid = Svid(key, issue(self._authority, csr, self._principal, now)[:-1])
+        save_svid(self._svid_folder, svid)
+        return svid
+
+    @property
+    def _svid_folder(self) -> Path:
+        return self._settings.state / "control"
+
+    async def _rotate(self, tls: ssl.SSLContext) -> None:
+        while True:
+            due = rotation_time(self._svid, random.random())  # noqa: S311 - spreads load, hides nothing
+            await asyncio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
+            self._svid = self._own_svid(datetime.now(UTC))
+            tls.load_cert_chain(self._svid_folder / "svid.pem")
+
+    def _collector_channel(self) -> grpc.aio.Channel:
+        credentials = channel_credentials(self._roots, self._svid.chain_pem, self._svid.key_pem)
+        return open_channel(self._settings.address(self._settings.ports.collector), credentials)
+
+    # Servers --------------------------------------------------------------------------------------------------------
+
+    def _check_tls(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(cadata=self._roots.decode())
+        context.load_cert_chain(self._svid_folder / "svid.pem")
+        context.num_tickets = 0  # no resumption: it would carry an SVID past its end
+        return context
+
+    async def _serve_join(self) -> grpc.aio.Server:
+        return await self._serve(self._settings.ports.join, [self._certificates.for_join_port()], require_client=False)
+
+    async def _serve_mtls(self) -> grpc.aio.Server:
+        stream = (self._discovery.delta_stream, DeltaDiscoveryRequest, DeltaDiscoveryResponse)
+        handlers = [
+            self._certificates.for_mtls_port(),
+            generic_handler(AGGREGATED_DISCOVERY, streams={"DeltaAggregatedResources": stream}),
+            generic_handler(AUTHORIZATION, authorization_methods(self._check, caller)),
+        ]
+        return await self._serve(self._settings.ports.mtls, handlers, require_client=True)
+
+    async def _serve(
+        self, port: int, handlers: list[grpc.GenericRpcHandler], *, require_client: bool
+    ) -> grpc.aio.Server:
+        server = grpc.aio.server(options=(*server_options, ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS)))
+        server.add_generic_rpc_handlers(tuple(handlers))
+        current: Callable[[], tuple[bytes, bytes, bytes]] = lambda: (  # noqa: E731
+            self._svid.key_pem,
+            self._svid.chain_pem,
+            self._roots,
+        )
+        server.add_secure_port(self._settings.address(port), server_credentials(current, require_client=require_client))
+        await server.start()
+        return server
+
+    async def _serve_operators(self) -> grpc.aio.Server:
+        self._settings.operator_socket.unlink(missing_ok=True)
+        server = grpc.aio.server(options=server_options)
+        server.add_generic_rpc_handlers((join_token_handler(self._tokens, self._is_registered),))
+        server.add_insecure_port(f"unix:{self._settings.operator_socket}")
+        await server.start()
+        return server
+
+
+def _caller_of(certificate: bytes) -> SpiffeId:
+    return spiffe_id_of(x509.load_der_x509_certificate(certificate))

@@ -1,0 +1,94 @@
+"""Where a mesh on one machine keeps its things and listens."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from peltast.identity.files import make_private_folder
+
+__all__ = ["DEFAULT_TRUST_DOMAIN", "ControlSettings", "Ports", "sockets_folder"]
+
+DEFAULT_TRUST_DOMAIN = "cluster.local"
+DEFAULT_BASE_PORT = 15010
+
+LOOPBACK = "127.0.0.1"
+
+_MAX_SOCKET_PATH = 107
+_LONGEST_SOCKET_NAME = len("/agents/0123456789abcdef/agent.sock")
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The control plane's ports, one after the other; the second is where istiod has its own."""
+
+    base: int
+
+    @property
+    def join(self) -> int:
+        """Server TLS: the first SVID, for a join token."""
+        return self.base
+
+    @property
+    def mtls(self) -> int:
+        """Mutual TLS: ADS, SVIDs, ext_authz over gRPC."""
+        return self.base + 2
+
+    @property
+    def check(self) -> int:
+        """Mutual TLS: the sidecars' callout."""
+        return self.base + 3
+
+    @property
+    def collector(self) -> int:
+        """Mutual TLS: audit records."""
+        return self.base + 4
+
+
+@dataclass(frozen=True)
+class ControlSettings:
+    """What the control plane and the collector are told when they are started."""
+
+    state: Path
+    trust_domain: str
+    base_port: int
+
+    @property
+    def ports(self) -> Ports:
+        """The ports."""
+        return Ports(self.base_port)
+
+    @property
+    def authority(self) -> Path:
+        """The certificate authority's folder."""
+        return self.state / "ca"
+
+    @property
+    def trust_bundle(self) -> Path:
+        """The root certificate, in PEM: what every part of the mesh trusts."""
+        return self.authority / "root.pem"
+
+    @property
+    def operator_socket(self) -> Path:
+        """The operators' own socket."""
+        return sockets_folder(self.state) / "operator.sock"
+
+    def address(self, port: int) -> str:
+        """``host:port`` of one of the ports."""
+        return f"{LOOPBACK}:{port}"
+
+    def control_principal(self, name: str) -> str:
+        """The SPIFFE ID of a part of the control plane."""
+        return f"spiffe://{self.trust_domain}/peltast/{name}"
+
+
+def sockets_folder(state: Path) -> Path:
+    """The folder for Unix sockets of the mesh with this state: in it, or (their paths must be short) in /tmp."""
+    folder = state.absolute() / "run"
+    if len(str(folder)) + _LONGEST_SOCKET_NAME > _MAX_SOCKET_PATH:
+        digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
+        folder = Path(tempfile.gettempdir()) / f"peltast-{os.geteuid()}-{digest}"
+    return make_private_folder(folder)

@@ -1,0 +1,1 @@
+"""How a node proves who it is, the first time."""

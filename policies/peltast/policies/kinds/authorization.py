@@ -1,0 +1,204 @@
+"""AuthorizationPolicy, as Istio writes it.
+
+https://istio.io/latest/docs/reference/config/security/authorization-policy/
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Iterator
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import Field
+
+from peltast.policies.kinds.resource import Model, Spec
+from peltast.policies.kinds.selection import WorkloadSelector
+from peltast.policies.sources.documents import FieldPath
+
+__all__ = ["Action", "AuthorizationPolicySpec", "Condition", "Operation", "Provider", "Rule", "Source"]
+
+Finding = tuple[FieldPath, str, str]
+
+_BEHIND_PROXIES = "the client's address behind proxies is not known to sidecars yet"
+
+CONDITION_KEYS = (
+    "request.headers[NAME]",
+    "request.auth.principal",
+    "request.auth.audiences",
+    "request.auth.presenter",
+    "request.auth.claims[NAME]",
+    "source.ip",
+    "source.namespace",
+    "source.principal",
+    "destination.ip",
+    "destination.port",
+    "connection.sni",
+)
+_PLAIN_KEYS = frozenset(key for key in CONDITION_KEYS if "[" not in key)
+_ADDRESS_KEYS = frozenset(key for key in CONDITION_KEYS if key.endswith(".ip"))
+_KEY_WITH_ARGUMENT = re.compile(r"request\.headers\[[!#$%&'*+.^_`|~0-9A-Za-z-]+\]|request\.auth\.claims(\[[^\[\]]+\])+")
+
+
+class Action(StrEnum):
+    """What a policy does with the requests that it matches."""
+
+    ALLOW = "ALLOW"
+    DENY = "DENY"
+    CUSTOM = "CUSTOM"
+
+
+class Provider(Model):
+    """Who decides for a CUSTOM policy: a RegoPolicy, as ``name`` or ``namespace/name``."""
+
+    name: str = Field(min_length=1)
+
+
+class Source(Model):
+    """Where a request comes from."""
+
+    refused: ClassVar = {
+        "remoteIpBlocks": _BEHIND_PROXIES,
+        "notRemoteIpBlocks": _BEHIND_PROXIES,
+        "serviceAccounts": "write the principal instead",
+        "notServiceAccounts": "write the principal instead",
+    }
+
+    principals: list[str] = []
+    not_principals: list[str] = []
+    request_principals: list[str] = []
+    not_request_principals: list[str] = []
+    namespaces: list[str] = []
+    not_namespaces: list[str] = []
+    ip_blocks: list[str] = []
+    not_ip_blocks: list[str] = []
+
+
+class Operation(Model):
+    """What a request wants."""
+
+    hosts: list[str] = []
+    not_hosts: list[str] = []
+    ports: list[str] = []
+    not_ports: list[str] = []
+    methods: list[str] = []
+    not_methods: list[str] = []
+    paths: list[str] = []
+    not_paths: list[str] = []
+
+
+class From(Model):
+    """One alternative of a rule's ``from``."""
+
+    source: Source
+
+
+class To(Model):
+    """One alternative of a rule's ``to``."""
+
+    operation: Operation
+
+
+class Condition(Model):
+    """One condition of a rule's ``when``."""
+
+    key: str
+    values: list[str] = []
+    not_values: list[str] = []
+
+
+class Rule(Model):
+    """Matches what comes from one of `from_`, to one of `to`, under all of `when`; what is left out matches all."""
+
+    from_: list[From] | None = Field(default=None, alias="from")
+    to: list[To] | None = None
+    when: list[Condition] | None = None
+
+
+class AuthorizationPolicySpec(Spec):
+    """The spec of an AuthorizationPolicy."""
+
+    refused: ClassVar = {
+        "targetRef": "gateways and waypoints are not there yet; use selector",
+        "targetRefs": "gateways and waypoints are not there yet; use selector",
+    }
+
+    selector: WorkloadSelector = WorkloadSelector()
+    action: Action = Action.ALLOW
+    provider: Provider | None = None
+    rules: list[Rule] = []
+
+    def problems(self) -> list[Finding]:
+        """See :meth:`Spec.problems`."""
+        return [*self._provider_problems(), *self._rule_problems()]
+
+    def _provider_problems(self) -> Iterator[Finding]:
+        if self.action is Action.CUSTOM and self.provider is None:
+            yield (("provider",), "nothing is given", "action CUSTOM needs provider.name, the name of a RegoPolicy")
+        if self.action is not Action.CUSTOM and self.provider is not None:
+            yield (("provider",), f"given with action {self.action}", "only action CUSTOM has a provider")
+        if self.action is not Action.ALLOW and not self.rules:
+            yield (("rules",), "no rules are given", f"a {self.action} policy without rules would never match")
+
+    def _rule_problems(self) -> Iterator[Finding]:
+        for index, rule in enumerate(self.rules):
+            at: FieldPath = ("rules", index)
+            for name, alternatives in (("from", rule.from_), ("to", rule.to), ("when", rule.when)):
+                if alternatives == []:
+                    yield ((*at, name), "an empty list is given", "leave it out where it does not restrict")
+            for place, source in enumerate(rule.from_ or []):
+                yield from _source_problems(source.source, (*at, "from", place, "source"))
+            for place, operation in enumerate(rule.to or []):
+                yield from _operation_problems(operation.operation, (*at, "to", place, "operation"))
+            for place, condition in enumerate(rule.when or []):
+                yield from _condition_problems(condition, (*at, "when", place))
+
+
+def _source_problems(source: Source, at: FieldPath) -> Iterator[Finding]:
+    if not source.model_fields_set:
+        yield (at, "nothing is given", "a source names at least one of principals, namespaces, ipBlocks, …")
+    yield from _empty_values(source, at)
+    for name, blocks in (("ipBlocks", source.ip_blocks), ("notIpBlocks", source.not_ip_blocks)):
+        yield from _address_problems(blocks, (*at, name))
+
+
+def _operation_problems(operation: Operation, at: FieldPath) -> Iterator[Finding]:
+    if not operation.model_fields_set:
+        yield (at, "nothing is given", "an operation names at least one of hosts, ports, methods, paths, …")
+    yield from _empty_values(operation, at)
+    for name, ports in (("ports", operation.ports), ("notPorts", operation.not_ports)):
+        for index, port in enumerate(ports):
+            if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+                yield ((*at, name, index), f"{port!r} is given", 'a port from "1" to "65535" is expected')
+    for name, paths in (("paths", operation.paths), ("notPaths", operation.not_paths)):
+        for index, path in enumerate(paths):
+            if "{*}" in path or "{**}" in path:
+                yield ((*at, name, index), f"{path!r} is given", "path templates are not there yet")
+
+
+def _condition_problems(condition: Condition, at: FieldPath) -> Iterator[Finding]:
+    if condition.key not in _PLAIN_KEYS and not _KEY_WITH_ARGUMENT.fullmatch(condition.key):
+        yield ((*at, "key"), f"{condition.key!r} is given", f"one of {', '.join(CONDITION_KEYS)} is expected")
+    if not condition.values and not condition.not_values:
+        yield (at, "no values are given", "a condition needs values or notValues")
+    yield from _empty_values(condition, at)
+    if condition.key in _ADDRESS_KEYS:
+        yield from _address_problems(condition.values, (*at, "values"))
+        yield from _address_problems(condition.not_values, (*at, "notValues"))
+
+
+def _empty_values(part: Model, at: FieldPath) -> Iterator[Finding]:
+    for name, field in type(part).model_fields.items():
+        values = getattr(part, name)
+        for index, value in enumerate(values if isinstance(values, list) else []):
+            if value == "":
+                yield ((*at, field.alias or name, index), "an empty text is given", '"*" matches any value')
+
+
+def _address_problems(blocks: list[str], at: FieldPath) -> Iterator[Finding]:
+    for index, block in enumerate(blocks):
+        try:
+            ipaddress.ip_network(block, strict=False)
+        except ValueError:
+            yield ((*at, index), f"{block!r} is given", "an address or a CIDR block is expected")

@@ -1,0 +1,183 @@
+"""The kinds that are known, and reading a document as one of them."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
+from peltast.policies.kinds.authorization import AuthorizationPolicySpec
+from peltast.policies.kinds.rego import RegoPolicySpec
+from peltast.policies.kinds.resource import Model, Resource, Spec
+from peltast.policies.kinds.workload import ServiceSpec, WorkloadEntrySpec, WorkloadRegistrationSpec
+from peltast.policies.problems import InvalidConfiguration, Problem
+from peltast.policies.sources.documents import Document, FieldPath, field_text
+
+__all__ = ["KINDS", "read_resource"]
+
+_SECURITY = ("security.istio.io/v1", "security.istio.io/v1beta1")
+_NETWORKING = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
+_PELTAST = ("peltast.dev/v1",)
+
+KINDS: dict[str, tuple[tuple[str, ...], type[Spec]]] = {
+    "AuthorizationPolicy": (_SECURITY, AuthorizationPolicySpec),
+    "PeerAuthentication": (_SECURITY, PeerAuthenticationSpec),
+    "RequestAuthentication": (_SECURITY, RequestAuthenticationSpec),
+    "RegoPolicy": (_PELTAST, RegoPolicySpec),
+    "Service": (("v1",), ServiceSpec),
+    "WorkloadEntry": (_NETWORKING, WorkloadEntrySpec),
+    "WorkloadRegistration": (_PELTAST, WorkloadRegistrationSpec),
+}
+"""Every kind with its API versions and the type of its spec."""
+
+_REFUSED_KINDS = {
+    "EnvoyFilter": "it would change the proxy behind the policies' back",
+    "WasmPlugin": "it would run code in the proxy that no policy speaks of",
+}
+
+
+class _Metadata(BaseModel):
+    """What is read of an object's metadata; Kubernetes adds much more."""
+
+    name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
+    namespace: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
+    labels: dict[str, str] = {}
+
+
+def read_resource(document: Document) -> Resource[Spec]:
+    """Reads `document` as a resource of its kind.
+
+    Raises:
+        InvalidConfiguration: with everything that is wrong with it.
+    """
+    value = document.value
+    if not isinstance(value, dict):
+        allowed = "an object with apiVersion and kind is expected"
+        raise InvalidConfiguration([_problem(document, (), "a list or a scalar is given", allowed)])
+    kind, spec_type = _known_kind(document, value)
+    problems = [
+        _problem(document, (name,), "unknown field", _did_you_mean(name, ["metadata", "spec"]))
+        for name in value.keys() - {"apiVersion", "kind", "metadata", "spec", "status"}
+    ]
+    metadata = _validate(document, _Metadata, "metadata", problems)
+    spec = _validate(document, spec_type, "spec", problems)
+    if metadata is None or spec is None or problems:
+        raise InvalidConfiguration(problems)
+    if findings := spec.problems():
+        raise InvalidConfiguration(_problem(document, ("spec", *at), given, allowed) for at, given, allowed in findings)
+    return Resource(kind, metadata.namespace, metadata.name, metadata.labels, spec, document)
+
+
+def _known_kind(document: Document, value: dict[str, Any]) -> tuple[str, type[Spec]]:
+    kind, version = str(value.get("kind")), value.get("apiVersion")
+    if kind in _REFUSED_KINDS:
+        raise _refusal(document, "kind", f"{kind} is given", f"{kind} is refused: {_REFUSED_KINDS[kind]}")
+    if kind not in KINDS:
+        raise _refusal(document, "kind", f"{kind!r} is given", _did_you_mean(kind, list(KINDS)))
+    versions, spec_type = KINDS[kind]
+    if version not in versions:
+        allowed = f"{kind} has the API version {' or '.join(versions)}"
+        raise _refusal(document, "apiVersion", f"{version!r} is given", allowed)
+    return kind, spec_type
+
+
+M = TypeVar("M", bound=BaseModel)
+
+
+def _validate(document: Document, model: type[M], member: str, problems: list[Problem]) -> M | None:
+    """The document's `member` as a `model`; none, and its problems added, where it is no such thing.
+
+    By way of JSON, in which a list is a list also to strict types.
+    """
+    try:
+        return model.model_validate_json(json.dumps(document.value.get(member, {})), strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        problems += [_explain(document, model, detail, (member,)) for detail in details]
+        return None
+
+
+def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails, at: FieldPath) -> Problem:
+    path = (*at, *_without_union_tags(document.value, at, detail["loc"]))
+    name = str(path[-1])
+    if detail["type"] != "extra_forbidden":
+        given = json.dumps(detail["input"], default=str)
+        if detail["type"] == "missing":
+            return _problem(document, path, "nothing is given", "the field is required")
+        return _problem(document, path, f"{_short(given)} is given", _lower_first(detail["msg"]))
+    parent = _model_at(model, detail["loc"][:-1])
+    if parent is not None and name in parent.refused:
+        return _problem(document, path, "not taken here", parent.refused[name])
+    fields = [field.alias or key for key, field in parent.model_fields.items()] if parent is not None else []
+    return _problem(document, path, "unknown field", _did_you_mean(name, fields))
+
+
+def _without_union_tags(value: Any, at: FieldPath, location: tuple[str | int, ...]) -> FieldPath:
+    """Pydantic names the branch of a union in a location; documents have no such member."""
+    for part in at:
+        value = value.get(part) if isinstance(value, dict) else None
+    path: list[str | int] = []
+    for index, part in enumerate(location):
+        last = index == len(location) - 1
+        inside = isinstance(value, dict | list)
+        if inside and (last or _has(value, part)):
+            path.append(part)
+            value = value[part] if _has(value, part) else None
+    return tuple(path)
+
+
+def _has(value: Any, part: str | int) -> bool:
+    if isinstance(value, list):
+        return isinstance(part, int) and part < len(value)
+    return isinstance(value, dict) and part in value
+
+
+def _model_at(model: type[BaseModel], location: tuple[str | int, ...]) -> type[Model] | None:
+    """The model that `location` leads to from `model`."""
+    current: Any = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        fields = {field.alias or name: field for name, field in current.model_fields.items()}
+        if part not in fields:
+            continue
+        found = _find_model(fields[part].annotation)
+        if found is None:
+            return None
+        current = found
+    return current if issubclass(current, Model) else None
+
+
+def _find_model(annotation: Any) -> type[Model] | None:
+    if isinstance(annotation, type) and issubclass(annotation, Model):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if (found := _find_model(argument)) is not None:
+            return found
+    return None
+
+
+def _did_you_mean(name: Any, known: list[str]) -> str:
+    near = difflib.get_close_matches(str(name), known, n=1)
+    listed = f"known are {', '.join(known)}" if known else "no fields are known here"
+    return f"did you mean {near[0]}?" if near else listed
+
+
+def _problem(document: Document, path: FieldPath, given: str, allowed: str) -> Problem:
+    return Problem(document.file, document.line(path), field_text(path), given, allowed)
+
+
+def _refusal(document: Document, member: str, given: str, allowed: str) -> InvalidConfiguration:
+    return InvalidConfiguration([_problem(document, (member,), given, allowed)])
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _lower_first(text: str) -> str:
+    return text[:1].lower() + text[1:]

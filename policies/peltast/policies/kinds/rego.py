@@ -1,0 +1,67 @@
+"""RegoPolicy: a Rego policy that CUSTOM policies ask."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from enum import StrEnum
+from typing import Any
+
+from pydantic import Field
+
+from peltast.policies.kinds.resource import Spec
+from peltast.policies.sources.documents import FieldPath
+
+__all__ = ["OnError", "RegoPolicySpec", "Tier"]
+
+
+class Tier(StrEnum):
+    """Where a Rego policy is evaluated."""
+
+    SIDECAR = "sidecar"
+    CHECK = "check"
+
+
+class OnError(StrEnum):
+    """What becomes of a request whose policy failed to answer."""
+
+    DENY = "deny"
+    ALLOW = "allow"
+
+
+_DEFAULT_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=5), Tier.CHECK: timedelta(milliseconds=500)}
+_MAX_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=50), Tier.CHECK: timedelta(seconds=10)}
+_UNITS = {"ms": 1, "s": 1000}
+
+
+class RegoPolicySpec(Spec):
+    """The spec of a RegoPolicy: a module written here or in files beside it, and the rule that answers."""
+
+    entrypoint: str = Field(pattern=r"^data(\.[A-Za-z_][A-Za-z0-9_]*)+$")
+    module: str | None = None
+    files: list[str] = []
+    data: dict[str, Any] = {}
+    tier: Tier = Tier.SIDECAR
+    on_error: OnError = OnError.DENY
+    timeout: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,4}(ms|s)$")
+
+    @property
+    def timeout_value(self) -> timedelta:
+        """How long an evaluation may take."""
+        if self.timeout is None:
+            return _DEFAULT_TIMEOUT[self.tier]
+        number = self.timeout.rstrip("ms")
+        return timedelta(milliseconds=int(number) * _UNITS[self.timeout[len(number) :]])
+
+    def problems(self) -> list[tuple[FieldPath, str, str]]:
+        """See :meth:`Spec.problems`."""
+        found: list[tuple[FieldPath, str, str]] = []
+        if self.module is None and not any(file.endswith(".rego") for file in self.files):
+            found.append((("module",), "no Rego is given", "give module, or files with a .rego file among them"))
+        for index, file in enumerate(self.files):
+            if not file.endswith((".rego", ".json")):
+                found.append((("files", index), f"{file!r} is given", "a .rego or a .json file is expected"))
+        longest = _MAX_TIMEOUT[self.tier]
+        if self.timeout_value > longest:
+            allowed = f"at most {longest / timedelta(milliseconds=1):.0f}ms in the {self.tier} tier"
+            found.append((("timeout",), f"{self.timeout} is given", allowed))
+        return found

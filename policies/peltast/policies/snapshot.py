@@ -1,0 +1,320 @@
+"""A snapshot: one consistent configuration, immutable, numbered, named by its content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import TypeVar
+
+from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
+from peltast.policies.kinds.authorization import AuthorizationPolicySpec
+from peltast.policies.kinds.registry import read_resource
+from peltast.policies.kinds.rego import RegoPolicySpec
+from peltast.policies.kinds.resource import Resource, Spec
+from peltast.policies.kinds.workload import (
+    ServicePort,
+    ServiceSpec,
+    WorkloadEntrySpec,
+    WorkloadRegistrationSpec,
+)
+from peltast.policies.problems import InvalidConfiguration, Problem
+from peltast.policies.sources.documents import parse
+from peltast.policies.sources.folder import Files
+
+__all__ = ["ROOT_NAMESPACE", "RegoSource", "Route", "Snapshot", "Workload", "load"]
+
+ROOT_NAMESPACE = "istio-system"
+"""Policies of this namespace apply everywhere, as by Istio's default."""
+
+S = TypeVar("S", bound=Spec)
+P = TypeVar("P", AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
+
+
+@dataclass(frozen=True)
+class RegoSource:
+    """A RegoPolicy with the content of its files."""
+
+    resource: Resource[RegoPolicySpec]
+    modules: Mapping[str, str]
+    data: Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where a workload's sidecar takes calls to another service, and where they go."""
+
+    service: str
+    host: str
+    port: int
+    destination_port: int
+    protocol: str
+    endpoints: tuple[Workload, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One workload: an address, an identity, and what its sidecar listens for."""
+
+    namespace: str
+    name: str
+    address: str
+    labels: Mapping[str, str]
+    service_account: str
+    trust_domain: str
+    ports: tuple[ServicePort, ...]
+    command: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    routes: tuple[Route, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """``namespace/name``."""
+        return f"{self.namespace}/{self.name}"
+
+    @property
+    def principal(self) -> str:
+        """The workload's SPIFFE ID, of Istio's form."""
+        return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All resources of one moment. A snapshot with problems is never made."""
+
+    number: int
+    trust_domain: str
+    resources: tuple[Resource[Spec], ...]
+    rego: Mapping[str, RegoSource]
+    workloads: Mapping[str, Workload]
+
+    @cached_property
+    def version(self) -> str:
+        """A hash of the content: equal for equal configurations, wherever and whenever they were read."""
+        content = [
+            [resource.kind, resource.full_name, resource.labels, resource.spec.model_dump(mode="json")]
+            for resource in self.resources
+        ]
+        rego = {name: [dict(source.modules), dict(source.data)] for name, source in self.rego.items()}
+        text = json.dumps([self.trust_domain, content, rego], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def of_kind(self, spec: type[S]) -> Iterator[Resource[S]]:
+        """The resources whose spec is a `spec`."""
+        for resource in self.resources:
+            if isinstance(resource.spec, spec):
+                yield resource  # type: ignore[misc]
+
+    def applying_to(self, workload: Workload, spec: type[P]) -> Iterator[Resource[P]]:
+        """The policies of one kind that select `workload`, in order of their names."""
+        for resource in self.of_kind(spec):
+            in_scope = resource.namespace in (ROOT_NAMESPACE, workload.namespace)
+            if in_scope and resource.spec.selector.selects(workload.labels):
+                yield resource
+
+
+def load(files: Files, trust_domain: str, number: int) -> Snapshot:
+    """Makes a snapshot of `files`.
+
+    Raises:
+        InvalidConfiguration: with all problems that were found. Cross references are checked once every resource is
+            sound by itself.
+    """
+    resources, problems = _read_resources(files)
+    problems += _duplicates(resources)
+    if problems:
+        raise InvalidConfiguration(problems)
+    resources.sort(key=lambda resource: (resource.kind, resource.namespace, resource.name))
+    loader = _Linker(resources, files, trust_domain)
+    rego = loader.rego()
+    workloads = loader.workloads()
+    loader.check_providers()
+    if loader.problems:
+        raise InvalidConfiguration(loader.problems)
+    return Snapshot(number, trust_domain, tuple(resources), rego, workloads)
+
+
+def _read_resources(files: Files) -> tuple[list[Resource[Spec]], list[Problem]]:
+    resources: list[Resource[Spec]] = []
+    problems: list[Problem] = []
+    for name, content in files.items():
+        for document in parse(name, content) if name.endswith((".yaml", ".yml")) else ():
+            if isinstance(document, Problem):
+                problems.append(document)
+            elif document.value is not None:  # else there is nothing between two `---`
+                try:
+                    resources.append(read_resource(document))
+                except InvalidConfiguration as invalid:
+                    problems += invalid.problems
+    return resources, problems
+
+
+def _duplicates(resources: Iterable[Resource[Spec]]) -> list[Problem]:
+    first: dict[tuple[str, str], Resource[Spec]] = {}
+    problems = []
+    for resource in resources:
+        key = (resource.kind, resource.full_name)
+        if key in first:
+            document = first[key].document
+            allowed = f"the first is in {document.file}:{document.line(())}"
+            problems.append(resource.problem(("metadata", "name"), f"{' '.join(key)} is given twice", allowed))
+        first.setdefault(key, resource)
+    return problems
+
+
+class _Linker:
+    """Resolves what resources say of each other, and collects what does not fit."""
+
+    def __init__(self, resources: list[Resource[Spec]], files: Files, trust_domain: str) -> None:
+        self.resources = resources
+        self.files = files
+        self.trust_domain = trust_domain
+        self.problems: list[Problem] = []
+
+    def of(self, spec: type[S]) -> dict[str, Resource[S]]:
+        found = (resource for resource in self.resources if isinstance(resource.spec, spec))
+        return {resource.full_name: resource for resource in found}  # type: ignore[misc]
+
+    def refuse(self, resource: Resource[Spec], path: tuple[str | int, ...], given: str, allowed: str) -> None:
+        self.problems.append(resource.problem(("spec", *path), given, allowed))
+
+    # Rego -----------------------------------------------------------------------------------------------------------
+
+    def rego(self) -> dict[str, RegoSource]:
+        return {name: self.rego_source(resource) for name, resource in self.of(RegoPolicySpec).items()}
+
+    def rego_source(self, resource: Resource[RegoPolicySpec]) -> RegoSource:
+        modules: dict[str, str] = {}
+        data: dict[str, object] = dict(resource.spec.data)
+        if resource.spec.module is not None:
+            modules[f"{resource.full_name}.rego"] = resource.spec.module
+        folder = PurePosixPath(resource.document.file).parent
+        for index, file in enumerate(resource.spec.files):
+            name = (folder / file).as_posix()
+            content = self.files.get(name)
+            if content is None:
+                self.refuse(resource, ("files", index), f"{file!r} is given", f"there is no file {name}")
+                continue
+            try:
+                self.take_file(name, content.decode(), modules, data)
+            except ValueError as error:
+                self.refuse(
+                    resource, ("files", index), f"{file}: {error}", "Rego or a JSON object in UTF-8 is expected"
+                )
+        return RegoSource(resource, modules, data)
+
+    @staticmethod
+    def take_file(name: str, content: str, modules: dict[str, str], data: dict[str, object]) -> None:
+        if name.endswith(".rego"):
+            modules[name] = content
+            return
+        value = json.loads(content)
+        if not isinstance(value, dict):
+            raise ValueError("the file holds no JSON object")
+        if twice := sorted(value.keys() & data.keys()):
+            raise ValueError(f"data.{twice[0]} is given twice")
+        data.update(value)
+
+    def check_providers(self) -> None:
+        known = self.of(RegoPolicySpec)
+        for resource in self.of(AuthorizationPolicySpec).values():
+            provider = resource.spec.provider
+            if provider is not None and provider_name(resource.namespace, provider.name) not in known:
+                allowed = f"a RegoPolicy is expected; known are {', '.join(known) or 'none'}"
+                self.refuse(resource, ("provider", "name"), f"{provider.name!r} is given", allowed)
+
+    # Workloads ------------------------------------------------------------------------------------------------------
+
+    def workloads(self) -> dict[str, Workload]:
+        entries = self.of(WorkloadEntrySpec)
+        registrations = self.registrations(entries)
+        plain = {name: self.plain_workload(entry, registrations.get(name)) for name, entry in entries.items()}
+        self.check_addresses(entries, plain)
+        linked = {name: self.routed(plain[name], registration, plain) for name, registration in registrations.items()}
+        return {**plain, **linked}
+
+    def registrations(
+        self, entries: Mapping[str, Resource[WorkloadEntrySpec]]
+    ) -> dict[str, Resource[WorkloadRegistrationSpec]]:
+        by_workload: dict[str, Resource[WorkloadRegistrationSpec]] = {}
+        for resource in self.of(WorkloadRegistrationSpec).values():
+            name = provider_name(resource.namespace, resource.spec.workload)
+            if name not in entries:
+                allowed = f"a WorkloadEntry is expected; known are {', '.join(entries) or 'none'}"
+                self.refuse(resource, ("workload",), f"{resource.spec.workload!r} is given", allowed)
+            elif name in by_workload:
+                other = by_workload[name].full_name
+                self.refuse(resource, ("workload",), f"{name} is given", f"{other} registers it already")
+            else:
+                by_workload[name] = resource
+        return by_workload
+
+    def plain_workload(
+        self, entry: Resource[WorkloadEntrySpec], registration: Resource[WorkloadRegistrationSpec] | None
+    ) -> Workload:
+        labels = {**entry.labels, **entry.spec.labels}
+        services = [service for service in self.of(ServiceSpec).values() if selects(service, entry.namespace, labels)]
+        return Workload(
+            namespace=entry.namespace,
+            name=entry.name,
+            address=entry.spec.address,
+            labels=labels,
+            service_account=entry.spec.service_account,
+            trust_domain=self.trust_domain,
+            ports=tuple(port for service in services for port in service.spec.ports),
+            command=tuple(registration.spec.command) if registration else (),
+            environment=registration.spec.environment if registration else {},
+        )
+
+    def check_addresses(
+        self, entries: Mapping[str, Resource[WorkloadEntrySpec]], workloads: Mapping[str, Workload]
+    ) -> None:
+        addresses = Counter(workload.address for workload in workloads.values())
+        for name, entry in entries.items():
+            if addresses[entry.spec.address] > 1:
+                self.refuse(entry, ("address",), f"{entry.spec.address} is given twice", "each has its own address")
+            listened = Counter(port.port for port in workloads[name].ports)
+            listened.update({port.target_port for port in workloads[name].ports})
+            for port, count in listened.items():
+                if count > 1:
+                    allowed = "the sidecar and the application each need a port of their own on it"
+                    self.refuse(entry, ("address",), f"port {port} of {entry.spec.address} is wanted twice", allowed)
+
+    def routed(
+        self,
+        workload: Workload,
+        registration: Resource[WorkloadRegistrationSpec],
+        workloads: Mapping[str, Workload],
+    ) -> Workload:
+        services = self.of(ServiceSpec)
+        routes: list[Route] = []
+        for index, egress in enumerate(registration.spec.egress):
+            name = provider_name(registration.namespace, egress.service)
+            if name not in services:
+                allowed = f"a Service is expected; known are {', '.join(services) or 'none'}"
+                self.refuse(registration, ("egress", index, "service"), f"{egress.service!r} is given", allowed)
+                continue
+            routes.append(route(services[name], egress.port, workloads))
+        return Workload(**{**vars(workload), "routes": tuple(routes)})
+
+
+def provider_name(namespace: str, name: str) -> str:
+    """``namespace/name`` of what a resource in `namespace` calls `name`."""
+    return name if "/" in name else f"{namespace}/{name}"
+
+
+def selects(service: Resource[ServiceSpec], namespace: str, labels: Mapping[str, str]) -> bool:
+    """Whether `service` selects a workload in `namespace` with `labels`."""
+    return service.namespace == namespace and service.spec.selector.items() <= labels.items()
+
+
+def route(service: Resource[ServiceSpec], port: int, workloads: Mapping[str, Workload]) -> Route:
+    """The route to the first port of `service`, taken at `port`."""
+    selected = (each for each in workloads.values() if selects(service, each.namespace, each.labels))
+    host = f"{service.name}.{service.namespace}.svc.cluster.local"
+    first = service.spec.ports[0]
+    return Route(service.full_name, host, port, first.port, first.app_protocol, tuple(selected))

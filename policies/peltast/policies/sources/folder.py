@@ -1,0 +1,94 @@
+"""Configuration from a folder: every YAML, Rego and JSON file below it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Iterator, Mapping
+from pathlib import Path
+
+import watchfiles
+
+from peltast.policies.problems import InvalidConfiguration, Problem
+
+__all__ = ["Files", "read_folder", "watch_folder"]
+
+Files = Mapping[str, bytes]
+"""File contents by path relative to the folder, with forward slashes."""
+
+SUFFIXES = (".yaml", ".yml", ".rego", ".json")
+MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_FILES = 10_000
+MAX_TOTAL_BYTES = 256 * 1024 * 1024
+
+_WATCH_STEP_MS = 5
+
+
+def read_folder(folder: Path) -> Files:
+    """Reads the configuration files of `folder`. Hidden files and folders are left out; links are not followed out.
+
+    Raises:
+        InvalidConfiguration: the folder or a file of it cannot be read, or is larger than any configuration is.
+    """
+    if not folder.is_dir():
+        raise InvalidConfiguration(
+            [Problem(str(folder), 0, "", "not a folder", "a folder of YAML and Rego is expected")]
+        )
+    files: dict[str, bytes] = {}
+    problems: list[Problem] = []
+    total = 0
+    for path in _configuration_files(folder):
+        name = path.relative_to(folder).as_posix()
+        content = _read(path, folder, name)
+        if isinstance(content, Problem):
+            problems.append(content)
+            continue
+        files[name] = content
+        total += len(content)
+        if len(files) > MAX_FILES or total > MAX_TOTAL_BYTES:
+            allowed = f"at most {MAX_FILES} files and {MAX_TOTAL_BYTES // 1024**2} MiB are read"
+            problems.append(Problem(str(folder), 0, "", "more than a configuration has", allowed))
+            break
+    if problems:
+        raise InvalidConfiguration(problems)
+    return files
+
+
+async def watch_folder(folder: Path) -> AsyncIterator[Files | InvalidConfiguration]:
+    """Gives what :func:`read_folder` gives, now and after every change of a configuration file."""
+    yield _read_or_problems(folder)
+    async for _ in watchfiles.awatch(folder, watch_filter=_concerns, step=_WATCH_STEP_MS, debounce=50):
+        yield _read_or_problems(folder)
+
+
+def _read_or_problems(folder: Path) -> Files | InvalidConfiguration:
+    try:
+        return read_folder(folder)
+    except InvalidConfiguration as invalid:
+        return invalid
+
+
+def _concerns(_: watchfiles.Change, path: str) -> bool:
+    return path.endswith(SUFFIXES)
+
+
+def _configuration_files(folder: Path) -> Iterator[Path]:
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if name.endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(parent, name)
+
+
+def _read(path: Path, folder: Path, name: str) -> bytes | Problem:
+    """The content of `path`; never more of it than is allowed, whatever its size claims to be."""
+    try:
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return Problem(name, 0, "", "a link out of the folder", "files must be inside the folder")
+        with path.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        return Problem(name, 0, "", f"cannot be read: {error.strerror}", "a readable file is expected")
+    if len(content) > MAX_FILE_BYTES:
+        size = f"{path.stat().st_size:,} bytes are given"
+        return Problem(name, 0, "", size, f"a file has at most {MAX_FILE_BYTES:,} bytes")
+    return content

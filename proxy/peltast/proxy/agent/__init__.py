@@ -1,0 +1,1 @@
+"""A sidecar's agent."""

@@ -1,0 +1,1 @@
+"""Envoy itself: found, configured, kept running."""

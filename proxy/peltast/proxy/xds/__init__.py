@@ -1,0 +1,1 @@
+"""xDS: from snapshots to what sidecars are configured with."""

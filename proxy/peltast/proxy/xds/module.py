@@ -1,0 +1,72 @@
+"""Our module in Envoy's configuration: filters by ECDS, access loggers, and what the listener leaves for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from envoy.config.accesslog.v3.accesslog_pb2 import AccessLog
+from envoy.config.core.v3.config_source_pb2 import AggregatedConfigSource, ConfigSource, ExtensionConfigSource
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
+from envoy.config.listener.v3.listener_components_pb2 import Filter
+from envoy.extensions.dynamic_modules.v3.dynamic_modules_pb2 import DynamicModuleConfig
+from envoy.extensions.filters.http.dynamic_modules.v3.dynamic_modules_pb2 import DynamicModuleFilter
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.wrappers_pb2 import BytesValue
+from xds.type.v3.typed_struct_pb2 import TypedStruct
+
+__all__ = ["KEYS", "PROGRAM", "access_log", "filter_by_ecds", "filter_config", "peer_filter_state"]
+
+PROGRAM, KEYS = "program", "keys"
+"""Names of the module's two HTTP filters, and of their ECDS resources."""
+
+_FILTER_TYPE = "type.googleapis.com/" + DynamicModuleFilter.DESCRIPTOR.full_name
+_ACCESS_LOG_TYPE = "type.googleapis.com/envoy.extensions.access_loggers.dynamic_modules.v3.DynamicModuleAccessLog"
+_FILTER_STATE_TYPE = "type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config"
+
+_PEER_KEY = "peltast.dev.peer"
+_PEER_FORMAT = "%DOWNSTREAM_PEER_URI_SAN%|%DOWNSTREAM_PEER_CERT_V_END(%s)%|%DOWNSTREAM_PEER_SERIAL%"
+
+
+def filter_config(module: str, name: str, document: bytes) -> TypedExtensionConfig:
+    """The ECDS resource by which the filter `name` gets its `document`."""
+    config = DynamicModuleFilter(
+        dynamic_module_config=DynamicModuleConfig(name=module, do_not_close=True), filter_name=name
+    )
+    config.filter_config.Pack(BytesValue(value=document))
+    resource = TypedExtensionConfig(name=name)
+    resource.typed_config.Pack(config)
+    return resource
+
+
+def filter_by_ecds(name: str) -> HttpFilter:
+    """The filter `name`, whose configuration comes by ECDS. Without one, requests fail closed: there is no default."""
+    ads = ConfigSource(ads=AggregatedConfigSource(), resource_api_version="V3")
+    source = ExtensionConfigSource(config_source=ads, type_urls=[_FILTER_TYPE])
+    return HttpFilter(name=name, config_discovery=source)
+
+
+def access_log(module: str, name: str) -> AccessLog:
+    """The access logger `name`: inbound, outbound or listener."""
+    value = {"dynamic_module_config": {"name": module, "do_not_close": True}, "logger_name": name}
+    return AccessLog(name=f"peltast-{name}", typed_config=_typed_struct(_ACCESS_LOG_TYPE, value))
+
+
+def peer_filter_state() -> Filter:
+    """Leaves who the peer is in the connection's filter state, once its handshake is over."""
+    entry = {
+        "object_key": _PEER_KEY,
+        "factory_key": "envoy.string",
+        "format_string": {"text_format_source": {"inline_string": _PEER_FORMAT}},
+    }
+    value = {"on_downstream_tls_handshake": [entry]}
+    return Filter(name="envoy.filters.network.set_filter_state", typed_config=_typed_struct(_FILTER_STATE_TYPE, value))
+
+
+def _typed_struct(type_url: str, value: dict[str, Any]) -> AnyMessage:
+    """A message that xds-protos lacks, by its type's name."""
+    struct = TypedStruct(type_url=type_url)
+    struct.value.update(value)
+    message = AnyMessage()
+    message.Pack(struct, deterministic=True)  # a map's order would change the version
+    return message
