@@ -7,6 +7,7 @@ import asyncio
 import grpc
 
 from peltast.audit.shipper import Shipper
+from peltast.cli.settings import ControlSettings
 from peltast.identity.client import IdentityClient
 from peltast.identity.rpc import channel_credentials, open_channel
 from peltast.proxy.agent.agent import Agent, AgentSettings
@@ -15,12 +16,12 @@ from peltast.proxy.sidecar.binary import find_envoy
 __all__ = ["run_agent"]
 
 
-async def run_agent(
-    settings: AgentSettings, roots: bytes, join_address: str, collector_address: str, token: str
-) -> None:
+async def run_agent(settings: AgentSettings, control: ControlSettings, token: str) -> None:
     """Runs for ever."""
     envoy = find_envoy()
-    identity = IdentityClient(settings.state, roots, join_address, settings.control_address)
+    roots = control.trust_bundle.read_bytes()
+    identity = IdentityClient(settings.state, roots, control.address(control.ports.join), settings.control_address)
+    collector_address = control.address(control.ports.collector)
 
     def collector_channel() -> grpc.aio.Channel:
         svid = identity.svid

@@ -8,6 +8,7 @@ import ssl
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import grpc
 import structlog
@@ -73,9 +74,7 @@ class ControlPlane:
         self._snapshot: Snapshot | None = None
         self._check = CheckService()
         self._discovery = DiscoveryService(self._surroundings, self._report_status)
-        self._certificates = CertificateService(
-            self._authority, self._tokens, self._is_registered, self._acts.report
-        )
+        self._certificates = CertificateService(self._authority, self._tokens, self._is_registered, self._acts.report)
 
     async def run(self) -> None:
         """Runs for ever."""
@@ -179,7 +178,7 @@ class ControlPlane:
         return await self._serve(self._settings.ports.mtls, handlers, require_client=True)
 
     async def _serve(
-        self, port: int, handlers: list[grpc.GenericRpcHandler], *, require_client: bool
+        self, port: int, handlers: list[grpc.GenericRpcHandler[Any, Any]], *, require_client: bool
     ) -> grpc.aio.Server:
         server = grpc.aio.server(options=(*server_options, ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS)))
         server.add_generic_rpc_handlers(tuple(handlers))

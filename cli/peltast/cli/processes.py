@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import os
 import signal
@@ -10,32 +11,26 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import grpc
-import structlog
 
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
-from peltast.cli.settings import ControlSettings, sockets_folder
+from peltast.cli.readiness import envoy_is_ready, takes_connections, wait_until
+from peltast.cli.settings import JOIN_TOKEN_VARIABLE, LOOPBACK, ControlSettings, sockets_folder
 from peltast.identity.attest.service import JOIN_TOKENS_METHOD
-from peltast.identity.files import make_private_folder
+from peltast.identity.files import make_private_folder, write_private
 from peltast.identity.protos.join_pb2 import GenerateRequest, GenerateResponse
 from peltast.policies.snapshot import Snapshot, Workload
 from peltast.proxy.sidecar.supervise import Supervised
 
-__all__ = ["JOIN_TOKEN_VARIABLE", "Mesh", "MeshSettings", "NotReady"]
-
-JOIN_TOKEN_VARIABLE = "PELTAST_JOIN_TOKEN"  # noqa: S105 - a name
-
-START_SECONDS = 30.0
-_POLL_SECONDS = 0.02
-
-log = structlog.get_logger()
+__all__ = ["Mesh", "MeshSettings", "StateInUse"]
 
 
-class NotReady(RuntimeError):
-    """A part of the mesh did not come up in time."""
+class StateInUse(RuntimeError):
+    """Another mesh runs on the same state."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +48,13 @@ class MeshSettings:
         return make_private_folder(self.control.state / "logs")
 
 
+@dataclass(frozen=True)
+class _Running:
+    process: Supervised
+    task: asyncio.Task[None]
+    workload: Workload | None
+
+
 class Mesh:
     """The processes of a mesh. Use as an asynchronous context manager: leaving it ends all of them."""
 
@@ -60,9 +62,9 @@ class Mesh:
         self._settings = settings
         self._control = settings.control
         make_private_folder(self._control.state)
-        sockets = make_private_folder(sockets_folder(self._control.state) / "pg")
-        self._postgres = EmbeddedPostgres(self._control.state / "postgres", sockets)
-        self._running: dict[str, tuple[Supervised, asyncio.Task[None]]] = {}
+        self._sockets = sockets_folder(self._control.state)
+        self._postgres = EmbeddedPostgres(self._control.state / "postgres", make_private_folder(self._sockets / "pg"))
+        self._running: dict[str, _Running] = {}
 
     @property
     def database(self) -> str:
@@ -71,9 +73,16 @@ class Mesh:
 
     def process(self, name: str) -> Supervised:
         """The process called `name`: postgres, control-plane, collector, agent:NS/NAME, app:NS/NAME."""
-        return self._running[name][0]
+        return self._running[name].process
 
     async def __aenter__(self) -> Mesh:
+        """Starts everything but workloads.
+
+        Raises:
+            StateInUse: see there.
+            NotReady: a part did not come up in time.
+        """
+        self._lock = _lock(self._control.state / "lock")
         try:
             await self._start_control()
         except BaseException:
@@ -86,52 +95,61 @@ class Mesh:
 
     async def stop(self) -> None:
         """Ends every process: first what makes records, last what keeps them."""
-        names = list(self._running)
-        workloads = [name for name in names if ":" in name]
-        await self._end(workloads)
-        await self._end([name for name in names if name in ("control-plane", "collector")])
+        await self._end([name for name in self._running if ":" in name])
+        await self._end(["control-plane", "collector"])
         await self._end(["postgres"])
+        os.close(self._lock)
 
     async def _start_control(self) -> None:
+        _hide_from_version_control(self._control.state)
         await self._postgres.prepare()
+        self._postgres.remove_stale_lock()
         self._start("postgres", self._postgres.command(), stop_signal=signal.SIGINT)
         await self._migrate()
-        configuration = ["--config", str(self._settings.configuration)]
+        configuration = ["--config", str(self._settings.configuration.absolute())]
         self._start("control-plane", [*self._peltast("control-plane"), *configuration])
         token = await self.join_token(self._control.control_principal("collector"))
         database = ["--database", self._postgres.url(COLLECTOR_ROLE)]
         self._start("collector", [*self._peltast("collector"), *database], {JOIN_TOKEN_VARIABLE: token})
-        await self._wait_for_port("127.0.0.1", self._control.ports.collector, "the collector")
+        port = self._control.ports.collector
+        await wait_until(lambda: takes_connections(LOOPBACK, port), self._complaint("collector"))
+
+    # Workloads ------------------------------------------------------------------------------------------------------
 
     async def reconcile(self, snapshot: Snapshot) -> None:
         """Starts the workloads of `snapshot` that do not run, and ends those that are no more, or run otherwise."""
         wanted = {name: workload for name, workload in snapshot.workloads.items() if workload.command}
-        ended = [name for name in self._running if ":" in name and name.partition(":")[2] not in wanted]
-        await self._end(ended)
+        await self._end([name for name, running in self._running.items() if _is_unwanted(name, running, wanted)])
         await asyncio.gather(*(self._start_workload(workload) for workload in wanted.values()))
 
     async def _start_workload(self, workload: Workload) -> None:
         name = workload.full_name
         if f"agent:{name}" not in self._running:
             token = await self.join_token(workload.principal)
-            self._start(f"agent:{name}", self._agent_command(workload), {JOIN_TOKEN_VARIABLE: token})
+            environment = {JOIN_TOKEN_VARIABLE: token}
+            self._start(f"agent:{name}", self._agent_command(workload), environment, workload=workload)
         if f"app:{name}" not in self._running:
+            # `python` is ours: an application may need what is installed beside us.
             path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
             environment = {"PATH": path, **workload.environment}
-            self._start(f"app:{name}", list(workload.command), environment, self._settings.configuration)
+            folder = self._settings.configuration
+            self._start(f"app:{name}", list(workload.command), environment, folder=folder, workload=workload)
 
     def _agent_command(self, workload: Workload) -> list[str]:
-        digest = hashlib.sha256(workload.full_name.encode()).hexdigest()[:16]
         state = self._control.state / "sidecars" / workload.namespace / workload.name
-        sockets = make_private_folder(sockets_folder(self._control.state) / "agents" / digest)
         return [
             *self._peltast("agent"),
             *("--workload", workload.full_name),
             *("--sidecar-state", str(make_private_folder(state))),
-            *("--sockets", str(sockets)),
+            *("--sockets", str(self.agent_sockets(workload))),
             *("--concurrency", str(self._settings.concurrency)),
             *("--spool-bytes", str(self._settings.spool_bytes)),
         ]
+
+    def agent_sockets(self, workload: Workload) -> Path:
+        """The folder of an agent's sockets, which has Envoy's admin socket, too."""
+        digest = hashlib.sha256(workload.full_name.encode()).hexdigest()[:16]
+        return make_private_folder(self._sockets / "agents" / digest)
 
     async def wait_until_ready(self, snapshot: Snapshot) -> None:
         """Waits until every workload's sidecar and application take connections.
@@ -139,15 +157,16 @@ class Mesh:
         Raises:
             NotReady: one did not in time.
         """
-        waits = []
-        for workload in snapshot.workloads.values():
-            if workload.command:
-                name = workload.full_name
-                ports = [(port.port, f"the sidecar of {name}") for port in workload.ports]
-                ports += [(route.port, f"the sidecar of {name}") for route in workload.routes]
-                ports += [(port.target_port, f"the application of {name}") for port in workload.ports]
-                waits += [self._wait_for_port(workload.address, port, what) for port, what in ports]
-        await asyncio.gather(*waits)
+        started = (workload for workload in snapshot.workloads.values() if workload.command)
+        await asyncio.gather(*(self._wait_for_workload(workload) for workload in started))
+
+    async def _wait_for_workload(self, workload: Workload) -> None:
+        admin = self.agent_sockets(workload) / "admin.sock"
+        name = workload.full_name
+        await wait_until(lambda: envoy_is_ready(admin), self._complaint(f"agent:{name}"))
+        for port in workload.ports:
+            number = port.target_port
+            await wait_until(lambda n=number: takes_connections(workload.address, n), self._complaint(f"app:{name}"))  # type: ignore[misc]
 
     async def join_token(self, principal: str) -> str:
         """A join token for `principal`, from the control plane, as soon as it is up and knows it.
@@ -155,77 +174,100 @@ class Mesh:
         Raises:
             NotReady: it is not in time.
         """
-        async with asyncio.timeout(START_SECONDS), grpc.aio.insecure_channel(f"unix:{self._control.operator_socket}") as channel:
+        tokens: list[str] = []
+        async with grpc.aio.insecure_channel(f"unix:{self._control.operator_socket}") as channel:
             generate = channel.unary_unary(
                 JOIN_TOKENS_METHOD,
                 request_serializer=GenerateRequest.SerializeToString,
                 response_deserializer=GenerateResponse.FromString,
             )
-            while True:
-                try:
-                    response: GenerateResponse = await generate(GenerateRequest(spiffe_id=principal))
-                except grpc.aio.AioRpcError as error:
-                    self._fail_if_ended("control-plane", error.details() or "")
-                    await asyncio.sleep(_POLL_SECONDS)
-                else:
-                    return response.token
 
-    def _fail_if_ended(self, name: str, detail: str) -> None:
-        pass
+            async def generated() -> bool:
+                try:
+                    tokens.append((await generate(GenerateRequest(spiffe_id=principal))).token)
+                except grpc.aio.AioRpcError:
+                    return False
+                return True
+
+            await wait_until(generated, self._complaint("control-plane"))
+        return tokens[0]
+
+    # Processes ------------------------------------------------------------------------------------------------------
 
     async def _migrate(self) -> None:
-        connection = await self._connect(SUPERUSER)
+        opened: list[asyncpg.Connection[Any]] = []
+
+        async def connected() -> bool:
+            try:
+                opened.append(await asyncpg.connect(self._postgres.url(SUPERUSER)))
+            except (OSError, asyncpg.CannotConnectNowError):
+                return False
+            return True
+
+        await wait_until(connected, self._complaint("postgres"))
         try:
-            await migrate(connection)
+            await migrate(opened[0])
         finally:
-            await connection.close()
-
-    async def _connect(self, role: str) -> asyncpg.Connection:
-        deadline = asyncio.get_running_loop().time() + START_SECONDS
-        while True:
-            try:
-                return await asyncpg.connect(self._postgres.url(role))
-            except (OSError, asyncpg.CannotConnectNowError) as error:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise NotReady(f"PostgreSQL did not come up: {error}; see {self._settings.logs}/postgres.log") from error
-                await asyncio.sleep(_POLL_SECONDS)
-
-    async def _wait_for_port(self, host: str, port: int, what: str) -> None:
-        deadline = asyncio.get_running_loop().time() + START_SECONDS
-        while True:
-            try:
-                _, writer = await asyncio.open_connection(host, port)
-            except OSError as error:
-                if asyncio.get_running_loop().time() > deadline:
-                    raise NotReady(f"{what} does not listen on {host}:{port}; see {self._settings.logs}") from error
-                await asyncio.sleep(_POLL_SECONDS)
-            else:
-                writer.close()
-                return
+            await opened[0].close()
 
     def _peltast(self, command: str) -> list[str]:
         control = self._control
         return [
             *(sys.executable, "-m", "peltast.cli.main", command),
-            *("--state", str(control.state)),
+            *("--state", str(control.state.absolute())),
             *("--trust-domain", control.trust_domain),
             *("--base-port", str(control.base_port)),
         ]
+
+    def _log_file(self, name: str) -> Path:
+        return self._settings.logs / f"{name.replace(':', '-').replace('/', '.')}.log"
+
+    def _complaint(self, name: str) -> str:
+        return f"{name} did not come up; see {self._log_file(name)}"
 
     def _start(
         self,
         name: str,
         command: list[str],
         environment: Mapping[str, str] | None = None,
+        *,
         folder: Path | None = None,
+        workload: Workload | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
-        log_file = self._settings.logs / f"{name.replace(':', '-').replace('/', '.')}.log"
-        process = Supervised(name, command, {**os.environ, **(environment or {})}, log_file, folder, stop_signal)
-        self._running[name] = (process, asyncio.create_task(process.run(), name=name))
+        inherited = {**os.environ, **(environment or {})}
+        process = Supervised(name, command, inherited, self._log_file(name), folder, stop_signal)
+        self._running[name] = _Running(process, asyncio.create_task(process.run(), name=name), workload)
 
     async def _end(self, names: list[str]) -> None:
-        tasks = [self._running.pop(name)[1] for name in names if name in self._running]
+        tasks = [self._running.pop(name).task for name in names if name in self._running]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _is_unwanted(name: str, running: _Running, wanted: Mapping[str, Workload]) -> bool:
+    """Whether `running` is of a workload that is no more, or that is to be started otherwise."""
+    known = running.workload
+    if known is None:
+        return False
+    now = wanted.get(known.full_name)
+    if now is None or (known.principal, known.address) != (now.principal, now.address):
+        return True
+    same_command = (known.command, known.environment) == (now.command, now.environment)
+    return name.startswith("app:") and not same_command
+
+
+def _hide_from_version_control(state: Path) -> None:
+    """Keys must not be committed by an unthinking `git add`."""
+    write_private(state / ".gitignore", b"*\n")
+
+
+def _lock(file: Path) -> int:
+    descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise StateInUse(f"another mesh runs on {file.parent}; end it, or give --state") from error
+    return descriptor

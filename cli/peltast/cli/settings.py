@@ -10,10 +10,23 @@ from pathlib import Path
 
 from peltast.identity.files import make_private_folder
 
-__all__ = ["DEFAULT_TRUST_DOMAIN", "ControlSettings", "Ports", "sockets_folder"]
+__all__ = [
+    "DEFAULT_BASE_PORT",
+    "DEFAULT_CONCURRENCY",
+    "DEFAULT_SPOOL_BYTES",
+    "DEFAULT_TRUST_DOMAIN",
+    "JOIN_TOKEN_VARIABLE",
+    "ControlSettings",
+    "Ports",
+    "sockets_folder",
+]
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"
 DEFAULT_BASE_PORT = 15010
+DEFAULT_CONCURRENCY = 2
+DEFAULT_SPOOL_BYTES = 256 * 1024 * 1024
+
+JOIN_TOKEN_VARIABLE = "PELTAST_JOIN_TOKEN"  # noqa: S105 - a name
 
 LOOPBACK = "127.0.0.1"
 
@@ -26,6 +39,11 @@ class Ports:
     """The control plane's ports, one after the other; the second is where istiod has its own."""
 
     base: int
+
+    @property
+    def all(self) -> tuple[int, ...]:
+        """Every one of them."""
+        return self.join, self.mtls, self.check, self.collector
 
     @property
     def join(self) -> int:

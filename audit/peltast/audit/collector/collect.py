@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, TypeAlias
 
 import asyncpg
 import structlog
@@ -15,7 +15,7 @@ __all__ = ["BadBatch", "NotTheOwner", "take_in"]
 
 log = structlog.get_logger()
 
-Connection = asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]
+Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
 
 
 class NotTheOwner(PermissionError):

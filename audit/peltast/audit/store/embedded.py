@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import os
+import subprocess
 from pathlib import Path
 
-__all__ = ["EmbeddedPostgres", "PostgresUnusable"]
+__all__ = ["SUPERUSER", "EmbeddedPostgres", "PostgresUnusable", "embedded_version"]
 
 SUPERUSER = "postgres"
 
@@ -85,6 +86,16 @@ def as_ordinary_user(command: list[str]) -> list[str]:
     if os.geteuid() != 0:
         return dying
     return ["unshare", "--user", "--map-user=1000", "--map-group=1000", *dying]
+
+
+def embedded_version() -> str:
+    """The version of the PostgreSQL that came with the wheel.
+
+    Raises:
+        PostgresUnusable: see there.
+    """
+    result = subprocess.run([_binaries() / "postgres", "--version"], capture_output=True, text=True, check=True)
+    return result.stdout.strip().removeprefix("postgres (PostgreSQL) ")
 
 
 def _binaries() -> Path:

@@ -13,6 +13,7 @@ from envoy.extensions.filters.http.dynamic_modules.v3.dynamic_modules_pb2 import
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.wrappers_pb2 import BytesValue
+
 from xds.type.v3.typed_struct_pb2 import TypedStruct
 
 __all__ = ["KEYS", "PROGRAM", "access_log", "filter_by_ecds", "filter_config", "peer_filter_state"]

@@ -1,0 +1,77 @@
+"""What commands say: results on standard output, everything else on standard error, colour on terminals only."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import signal
+import sys
+from collections.abc import Coroutine
+from enum import StrEnum
+from typing import Any
+
+import structlog
+import typer
+from rich.console import Console
+
+from peltast.policies.problems import InvalidConfiguration
+
+__all__ = ["Output", "err", "log_to_stderr", "out", "print_json", "print_problems", "run_until_stopped"]
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(highlight=False, soft_wrap=True, stderr=True)
+
+
+class Output(StrEnum):
+    """How results are written."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+def print_json(value: object) -> None:
+    """Writes `value` for programs."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_problems(invalid: InvalidConfiguration) -> None:
+    """Writes each problem of a configuration on a line of its own."""
+    for problem in invalid.problems:
+        err.print(f"[red]error[/red] {_escaped(problem)}")
+    number = len(invalid.problems)
+    err.print(f"{number} problem{'s' if number != 1 else ''}; nothing of this configuration takes effect.")
+
+
+def _escaped(value: object) -> str:
+    return str(value).replace("[", r"\[")
+
+
+def log_to_stderr(level: int = logging.INFO) -> None:
+    """Structured logs as lines of key=value on standard error."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
+    )
+
+
+def run_until_stopped(main: Coroutine[Any, Any, int | None]) -> None:
+    """Runs `main`, and ends it in good order when the process is told to stop; exits with what it gives."""
+    raise typer.Exit(asyncio.run(_stoppable(main)) or 0)
+
+
+async def _stoppable(main: Coroutine[Any, Any, int | None]) -> int | None:
+    task = asyncio.ensure_future(main)
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, task.cancel)
+    try:
+        return await task
+    except asyncio.CancelledError:
+        return 0

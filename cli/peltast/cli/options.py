@@ -1,0 +1,38 @@
+"""Options that several commands take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from spiffe import TrustDomain
+from spiffe.spiffe_id.spiffe_id import TrustDomainError
+
+from peltast.cli.console import Output
+
+__all__ = ["BasePort", "Concurrency", "Configuration", "OutputOption", "SpoolBytes", "State", "TrustDomainOption"]
+
+
+def _trust_domain(name: str) -> str:
+    try:
+        return TrustDomain(name).name
+    except TrustDomainError as error:
+        raise typer.BadParameter(f"{name!r}: {error}") from error
+
+
+Configuration = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Folder of YAML and Rego.", exists=True, file_okay=False)
+]
+OutputOption = Annotated[Output, typer.Option("--output", "-o", help="For people, or for programs.")]
+State = Annotated[Path, typer.Option(help="Folder for keys, database, spools and logs.", file_okay=False)]
+TrustDomainOption = Annotated[
+    str, typer.Option(metavar="NAME", help="SPIFFE trust domain of the mesh.", callback=_trust_domain)
+]
+BasePort = Annotated[
+    int, typer.Option(min=1024, max=65000, help="First of the control plane's five ports on 127.0.0.1.")
+]
+Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Worker threads of each sidecar's Envoy.")]
+SpoolBytes = Annotated[
+    int, typer.Option(min=1 << 20, help="Audit records a sidecar holds before it refuses requests, in bytes.")
+]

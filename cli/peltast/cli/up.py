@@ -1,0 +1,158 @@
+"""``peltast up``: a mesh on this machine, in the foreground, with a live feed of its decisions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import asyncpg
+from rich.markup import escape
+
+from peltast.audit.query import follow
+from peltast.cli.console import err, log_to_stderr, out, print_problems, run_until_stopped
+from peltast.cli.options import BasePort, Concurrency, Configuration, SpoolBytes, State, TrustDomainOption
+from peltast.cli.processes import Mesh, MeshSettings, StateInUse
+from peltast.cli.readiness import NotReady, busy_addresses, mesh_addresses
+from peltast.cli.settings import (
+    DEFAULT_BASE_PORT,
+    DEFAULT_CONCURRENCY,
+    DEFAULT_SPOOL_BYTES,
+    DEFAULT_TRUST_DOMAIN,
+    LOOPBACK,
+    ControlSettings,
+)
+from peltast.cli.validate import admitted_revision
+from peltast.policies.problems import InvalidConfiguration
+from peltast.policies.snapshot import Snapshot, load
+from peltast.policies.sources.folder import watch_folder
+from peltast.proxy.sidecar.binary import EnvoyUnusable, find_envoy
+
+__all__ = ["CannotStart", "preflight", "up"]
+
+_QUIET_ACTS = frozenset({"svid.issue", "resource.live"})
+"""Acts of every day, which the feed leaves out while they are allowed."""
+
+_STATE = ".peltast"
+
+
+class CannotStart(RuntimeError):
+    """Something that a mesh needs is not there."""
+
+
+def up(
+    configuration: Configuration,
+    state: State | None = None,
+    trust_domain: TrustDomainOption = DEFAULT_TRUST_DOMAIN,
+    base_port: BasePort = DEFAULT_BASE_PORT,
+    concurrency: Concurrency = DEFAULT_CONCURRENCY,
+    spool_bytes: SpoolBytes = DEFAULT_SPOOL_BYTES,
+) -> None:
+    """Runs a mesh from a folder of YAML and Rego, in the foreground, with a live feed of its decisions.
+
+    Edit a file: it decides within a second. Ctrl-C ends everything. State is kept in DIR/.peltast, unless --state says
+    otherwise.
+    """
+    log_to_stderr(logging.WARNING)
+    control = ControlSettings(state or configuration / _STATE, trust_domain, base_port)
+    settings = MeshSettings(configuration, control, concurrency, spool_bytes)
+    run_until_stopped(_up(settings))
+
+
+async def _up(settings: MeshSettings) -> int:
+    try:
+        snapshot = await preflight(settings)
+        out.print("Starting PostgreSQL (embedded, for this machine only), control plane, collector …")
+        async with Mesh(settings) as mesh:
+            await mesh.reconcile(snapshot)
+            await mesh.wait_until_ready(snapshot)
+            _say_ready(settings, snapshot, mesh)
+            async with asyncio.TaskGroup() as group:
+                group.create_task(_feed(mesh.database))
+                group.create_task(_follow_configuration(settings, mesh))
+    except InvalidConfiguration as invalid:
+        print_problems(invalid)
+    except (CannotStart, NotReady, StateInUse, EnvoyUnusable) as error:
+        err.print(f"[red]error[/red] {escape(str(error))}")
+    return 1
+
+
+async def preflight(settings: MeshSettings) -> Snapshot:
+    """What can be known before anything is started.
+
+    Raises:
+        InvalidConfiguration: the folder would not be taken.
+        EnvoyUnusable: see there.
+        CannotStart: a port is in use.
+    """
+    find_envoy()
+    revision = await admitted_revision(settings.configuration, settings.control.trust_domain)
+    control = [(LOOPBACK, port) for port in settings.control.ports.all]
+    if busy := busy_addresses([*control, *mesh_addresses(revision.snapshot)]):
+        advice = "end what listens there, or give --base-port for the control plane's"
+        raise CannotStart(f"cannot listen on {', '.join(busy)}; {advice}")
+    return revision.snapshot
+
+
+def _say_ready(settings: MeshSettings, snapshot: Snapshot, mesh: Mesh) -> None:
+    for workload in snapshot.workloads.values():
+        out.print(f"  {workload.principal} at {workload.address}", markup=False)
+        for route in workload.routes:
+            out.print(f"    calls {route.host} at {workload.address}:{route.port}", markup=False)
+    out.print(f"Audit log: psql '{mesh.database}'", markup=False)
+    out.print(f"Ready. Logs are in {settings.logs}. Ctrl-C ends everything.", markup=False)
+
+
+async def _follow_configuration(settings: MeshSettings, mesh: Mesh) -> None:
+    """Starts and ends workloads as the folder says. What is wrong with it is the control plane's to tell."""
+    async for files in watch_folder(settings.configuration):
+        if isinstance(files, InvalidConfiguration):
+            continue
+        try:
+            await mesh.reconcile(load(files, settings.control.trust_domain, 0))
+        except InvalidConfiguration:
+            continue
+
+
+async def _feed(database: str) -> None:
+    while True:
+        try:
+            connection = await asyncpg.connect(database)
+            async for row in follow(connection):
+                if line := feed_line(row):
+                    out.print(line)
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            await asyncio.sleep(1)  # the database is being started again
+
+
+def feed_line(row: asyncpg.Record) -> str | None:
+    """A record as a line of the feed; none for what the feed leaves out."""
+    time = row["time"].astimezone().strftime("%H:%M:%S.%f")[:-3]
+    if row["kind"] == "act":
+        text = _act_text(row)
+        return f"{time} {text}" if text else None
+    effect = row["effect"] or "deny"
+    colour = "green" if effect == "allow" else "red"
+    where = f"{_short(row['source_principal'])} → {_short(row['destination_principal'] or row['owner'])}"
+    what = f"{row['method'] or row['kind']} {row['path'] or ''}".strip()
+    rule = "" if row["rule"] is None else f" rule {row['rule']}"
+    by = f"{row['policy']}{rule}" if row["policy"] else ""
+    cached = " (cached)" if row["decided_by"] == "cache" else ""
+    text = " ".join(filter(None, [where, what, by, row["reason"] or row["end_details"]]))
+    return f"{time} [{colour}]{effect:<5}[/{colour}] {escape(text)}{cached}"
+
+
+def _act_text(row: asyncpg.Record) -> str | None:
+    allowed = row["effect"] == "allow"
+    if allowed and row["action"] in _QUIET_ACTS:
+        return None
+    detail = f"\n{row['detail']}" if row["detail"] and not allowed else ""
+    text = escape(f"{row['action']} {row['object'] or ''}{detail}")
+    return f"[cyan]{text}[/cyan]" if allowed else f"[red]{text}[/red]"
+
+
+def _short(principal: str | None) -> str:
+    """`ns/sa` of a SPIFFE ID of Istio's form."""
+    if principal is None:
+        return "unknown"
+    parts = principal.split("/")
+    return f"{parts[-3]}/{parts[-1]}" if len(parts) == 7 else principal
