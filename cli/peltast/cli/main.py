@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from peltast.cli import components, policy, up, validate, version
+from peltast.cli.demo.command import demo
 
 __all__ = ["main"]
 
@@ -16,6 +17,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 app.command("up")(up.up)
+app.command("demo")(demo)
 app.command("validate")(validate.validate)
 app.command("version")(version.version)
 app.add_typer(policy.app, name="policy")

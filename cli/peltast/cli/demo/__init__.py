@@ -1,0 +1,1 @@
+"""``peltast demo``: the bookshop under requests and attacks, with what was decided and why."""
