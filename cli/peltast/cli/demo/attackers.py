@@ -18,6 +18,18 @@ from peltast.identity.svid import Svid, new_key_and_csr
 
 __all__ = ["client_context", "svid_of_another_authority", "svid_with_two_names"]
 
+_DIGITAL_SIGNATURE = x509.KeyUsage(
+    digital_signature=True,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=False,
+    crl_sign=False,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 def client_context(svid: Svid | None) -> ssl.SSLContext:
     """TLS 1.3 that shows `svid` and does not care who answers."""
@@ -54,7 +66,7 @@ def svid_with_two_names(authority: Authority, first: SpiffeId, second: SpiffeId)
         .not_valid_before(now - timedelta(minutes=1))
         .not_valid_after(now + timedelta(minutes=10))
         .add_extension(x509.SubjectAlternativeName(names), critical=True)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_DIGITAL_SIGNATURE, critical=True)
         .sign(authority.key, hashes.SHA256())
     )
     return Svid(key, (leaf, *authority.chain[:-1]))

@@ -67,4 +67,7 @@ async def _exchange(shot: Shot, request_id: str, reader: asyncio.StreamReader, w
     }
     lines = [f"{shot.method} {shot.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items())]
     writer.write("\r\n".join([*lines, "", ""]).encode())
-    return await reader.read(_MAX_ANSWER_BYTES)
+    answer = b""
+    while len(answer) < _MAX_ANSWER_BYTES and (more := await reader.read(_MAX_ANSWER_BYTES)):
+        answer += more
+    return answer
