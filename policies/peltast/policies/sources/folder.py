@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
@@ -21,6 +22,7 @@ MAX_FILES = 10_000
 MAX_TOTAL_BYTES = 256 * 1024 * 1024
 
 _WATCH_STEP_MS = 5
+_WATCH_DEBOUNCE_MS = 50
 
 
 def read_folder(folder: Path) -> Files:
@@ -55,9 +57,15 @@ def read_folder(folder: Path) -> Files:
 
 async def watch_folder(folder: Path) -> AsyncIterator[Files | InvalidConfiguration]:
     """Gives what :func:`read_folder` gives, now and after every change of a configuration file."""
-    yield _read_or_problems(folder)
-    async for _ in watchfiles.awatch(folder, watch_filter=_concerns, step=_WATCH_STEP_MS, debounce=50):
-        yield _read_or_problems(folder)
+    changes = watchfiles.awatch(folder, watch_filter=_concerns, step=_WATCH_STEP_MS, debounce=_WATCH_DEBOUNCE_MS)
+    while True:
+        change = asyncio.ensure_future(anext(changes))
+        try:
+            await asyncio.sleep(0)  # the task's first step begins to watch: what changes while we read is not missed
+            yield _read_or_problems(folder)
+            await change
+        finally:
+            change.cancel()
 
 
 def _read_or_problems(folder: Path) -> Files | InvalidConfiguration:

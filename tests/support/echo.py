@@ -1,0 +1,49 @@
+"""An application for tests: answers with what it saw, and notes the id of every request in the file SEEN, if given."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+
+import httptools
+
+
+class Echo(asyncio.Protocol):
+    def __init__(self, seen: int | None) -> None:
+        self.seen = seen
+        self.parser = httptools.HttpRequestParser(self)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.parser.feed_data(data)
+
+    def on_message_begin(self) -> None:
+        self.path = b""
+        self.headers: dict[str, str] = {}
+
+    def on_url(self, url: bytes) -> None:
+        self.path += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_message_complete(self) -> None:
+        if self.seen is not None:
+            # One write of a line: what is noted is noted whole, and before the answer.
+            os.write(self.seen, f"{self.headers.get('x-request-id', '')}\n".encode())
+        body = json.dumps({"path": self.path.decode("latin-1"), "headers": self.headers}).encode()
+        self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)  # type: ignore[attr-defined]
+
+
+async def main() -> None:
+    host, _, port = os.environ["LISTEN"].rpartition(":")
+    file = os.environ.get("SEEN")
+    seen = os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY) if file else None
+    server = await asyncio.get_running_loop().create_server(lambda: Echo(seen), host, int(port))
+    await server.serve_forever()
+
+
+asyncio.run(main())
