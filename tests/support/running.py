@@ -75,7 +75,7 @@ async def eventually(condition: Callable[[], Any], what: str, seconds: float = D
         value = await value if asyncio.iscoroutine(value) else value
         if value:
             return value
-        assert time.monotonic() < deadline, f"not within {seconds} s: {what() if callable(what) else what}"
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         await asyncio.sleep(0.02)
 
 
@@ -93,7 +93,12 @@ class RunningMesh:
 
     async def __aenter__(self) -> RunningMesh:
         await self.start()
-        await eventually(lambda: "Ready." in self.output, f"the mesh is ready; it says: {self.output}")
+        try:
+            await eventually(lambda: "Ready." in self.output or self.process.returncode is not None, "the mesh is up")
+            assert self.process.returncode is None, f"it ended with {self.process.returncode}: {self.output}"
+        except BaseException:
+            await self.__aexit__("not ready")
+            raise
         return self
 
     async def start(self) -> None:
@@ -109,7 +114,9 @@ class RunningMesh:
         )
         self._reading = asyncio.create_task(self._read())
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(self, failure: object = None, *_: object) -> None:
+        if failure is not None:
+            self._show_logs()
         if self.process.returncode is None:
             self.process.send_signal(signal.SIGINT)
         try:
@@ -118,6 +125,11 @@ class RunningMesh:
             if self.process.returncode is None:
                 self.process.kill()
         await self._reading
+
+    def _show_logs(self) -> None:
+        """Prints the ends of all logs, which go with the state: pytest shows them beside the failure."""
+        for file in [*self.state.glob("logs/*.log"), *self.state.glob("sidecars/*/*/envoy.log")]:
+            print(f"== {file.relative_to(self.state)}", *file.read_text().splitlines()[-20:], sep="\n")
 
     async def _read(self) -> None:
         assert self.process.stdout is not None
