@@ -61,7 +61,7 @@ async def test_every_request_that_the_application_saw_is_on_record_once(folder: 
             await _some_answers(load, name)
         load.stopped = True
         await running
-        ids = seen.read_text().split()  # noqa: ASYNC240 - nothing else is going on
+        ids = seen.read_text().split()
         assert len(ids) == len(set(ids)) > len(PARTS) * STEADY_REQUESTS
         rows = await eventually(lambda: _decisions(mesh, set(ids)), "every request seen is on record")
         assert Counter(rows[request] for request in ids) == {1: len(ids)}

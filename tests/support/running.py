@@ -83,12 +83,18 @@ class RunningMesh:
     """`peltast up` on `folder`. Use as an asynchronous context manager."""
 
     def __init__(
-        self, folder: Path, state: Path, *arguments: str, environment: Mapping[str, str] | None = None
+        self,
+        folder: Path,
+        state: Path,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        tmpfs: tuple[str, str] | None = None,
     ) -> None:
         self.folder = folder
         self.state = state
         self.output = ""
         self._arguments = arguments
+        self._tmpfs = tmpfs
         self._environment = {**os.environ, "COLUMNS": "300", **(environment or {})}
 
     async def __aenter__(self) -> RunningMesh:
@@ -105,6 +111,7 @@ class RunningMesh:
         """Starts it, and does not wait."""
         command = [*PELTAST, "up", str(self.folder), "--state", str(self.state), "--base-port", str(BASE_PORT)]
         self.process = await asyncio.create_subprocess_exec(
+            *self._on_a_small_disk(),
             *command,
             *self._arguments,
             stdout=asyncio.subprocess.PIPE,
@@ -113,6 +120,15 @@ class RunningMesh:
             start_new_session=True,
         )
         self._reading = asyncio.create_task(self._read())
+
+    def _on_a_small_disk(self) -> list[str]:
+        """Where `tmpfs` names a folder of the state and a size: a wrapper that makes it a disk of that size."""
+        if self._tmpfs is None:
+            return []
+        place = self.state / self._tmpfs[0]
+        place.mkdir()
+        mount = f'mount -t tmpfs -o size={self._tmpfs[1]},mode=700 tmpfs "{place}" && exec "$@"'
+        return ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
 
     async def __aexit__(self, failure: object = None, *_: object) -> None:
         if failure is not None:
