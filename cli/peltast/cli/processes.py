@@ -8,7 +8,7 @@ import hashlib
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ from peltast.policies.snapshot import Snapshot, Workload
 from peltast.proxy.sidecar.supervise import Supervised
 
 __all__ = ["Mesh", "MeshSettings", "StateInUse"]
+
+_LAST_LINES = 10
 
 
 class StateInUse(RuntimeError):
@@ -222,8 +224,10 @@ class Mesh:
     def _log_file(self, name: str) -> Path:
         return self._settings.logs / f"{name.replace(':', '-').replace('/', '.')}.log"
 
-    def _complaint(self, name: str) -> str:
-        return f"{name} did not come up; see {self._log_file(name)}"
+    def _complaint(self, name: str) -> Callable[[], str]:
+        """What to say when the process called `name` is not up in time: its own last words."""
+        file = self._log_file(name)
+        return lambda: f"{name} is not up; the end of {file}:\n" + "\n".join(_last_lines(file))
 
     def _start(
         self,
@@ -256,6 +260,10 @@ def _is_unwanted(name: str, running: _Running, wanted: Mapping[str, Workload]) -
         return True
     same_command = (known.command, known.environment) == (now.command, now.environment)
     return name.startswith("app:") and not same_command
+
+
+def _last_lines(file: Path) -> list[str]:
+    return file.read_text(errors="replace").splitlines()[-_LAST_LINES:] if file.exists() else []
 
 
 def _hide_from_version_control(state: Path) -> None:

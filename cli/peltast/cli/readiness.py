@@ -20,7 +20,7 @@ class NotReady(RuntimeError):
     """A part of the mesh did not come up in time."""
 
 
-async def wait_until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+async def wait_until(condition: Callable[[], Awaitable[bool]], otherwise: Callable[[], str]) -> None:
     """Waits until `condition` holds.
 
     Raises:
@@ -31,7 +31,7 @@ async def wait_until(condition: Callable[[], Awaitable[bool]], otherwise: str) -
             while not await condition():  # noqa: ASYNC110 - other processes set no Event
                 await asyncio.sleep(_POLL_SECONDS)
     except TimeoutError as error:
-        raise NotReady(f"{otherwise} (waited {START_SECONDS:g} s)") from error
+        raise NotReady(f"not within {START_SECONDS:g} s: {otherwise()}") from error
 
 
 async def takes_connections(host: str, port: int) -> bool:

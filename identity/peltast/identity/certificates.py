@@ -32,9 +32,12 @@ def spiffe_id_of(certificate: x509.Certificate) -> SpiffeId:
     if len(uris) != 1:
         raise NotAnSvid(f"{len(uris)} URI SANs; exactly one is expected")
     try:
-        return SpiffeId(uris[0])
+        spiffe_id = SpiffeId(uris[0])
     except SpiffeIdError as error:
         raise NotAnSvid(str(error)) from error
+    if str(spiffe_id) != uris[0]:
+        raise NotAnSvid(f"{uris[0]!r} is not written as {spiffe_id} is")
+    return spiffe_id
 
 
 def pem(*certificates: x509.Certificate) -> bytes:

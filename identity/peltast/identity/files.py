@@ -9,8 +9,10 @@ __all__ = ["make_private_folder", "write_private"]
 
 
 def make_private_folder(folder: Path) -> Path:
-    """Makes `folder` (0700) where it is missing."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    """Makes `folder` (0700) where it is missing, and what is missing above it."""
+    for missing in [each for each in reversed(folder.parents) if not each.exists()]:
+        missing.mkdir(mode=0o700, exist_ok=True)  # `parents=True` would leave these open to others
+    folder.mkdir(mode=0o700, exist_ok=True)
     return folder
 
 

@@ -6,6 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from spiffe import TrustDomain
@@ -36,10 +37,25 @@ def load_or_create(folder: Path, trust_domain: TrustDomain, now: datetime) -> Au
         _save(folder, "root", root)
     _check_trust_domain(root, trust_domain, folder)
     intermediate = _load(folder, "intermediate", root.chain)
-    if intermediate is None or intermediate.certificate.not_valid_after_utc - now < RENEW_INTERMEDIATE_BEFORE:
+    if intermediate is None or not _is_sound(intermediate, root) or _is_due(intermediate, now):
         intermediate = make_intermediate(root, trust_domain, now)
         _save(folder, "intermediate", intermediate)
     return intermediate
+
+
+def _is_sound(intermediate: Authority, root: Authority) -> bool:
+    """Whether its two files belong together and below `root`: a renewal may have been cut short between them."""
+    if intermediate.key.public_key() != intermediate.certificate.public_key():
+        return False
+    try:
+        intermediate.certificate.verify_directly_issued_by(root.certificate)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def _is_due(intermediate: Authority, now: datetime) -> bool:
+    return intermediate.certificate.not_valid_after_utc - now < RENEW_INTERMEDIATE_BEFORE
 
 
 def _check_trust_domain(root: Authority, trust_domain: TrustDomain, folder: Path) -> None:

@@ -1,0 +1,117 @@
+"""The commands that need no mesh, as scripts use them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.running import ALLOW, MESH, PELTAST
+
+GARBAGE = "a: b: c: {[}"
+REGO = """
+---
+apiVersion: peltast.dev/v1
+kind: RegoPolicy
+metadata: {name: broken, namespace: shop}
+spec:
+  entrypoint: data.broken.allow
+  module: |
+    package broken
+    import rego.v1
+    allow := @RULE@
+"""
+
+
+def peltast(*arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*PELTAST, *arguments], input=given, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "mesh"
+    folder.mkdir()
+    (folder / "mesh.yaml").write_text(MESH)
+    (folder / "policies.yaml").write_text(ALLOW)
+    return folder
+
+
+def test_validate_tells_what_a_sound_folder_holds(folder: Path) -> None:
+    result = peltast("validate", str(folder), "--output", "json")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["valid"]
+    assert summary["resources"]["AuthorizationPolicy"] == 1
+    assert summary["workloads"]["shop/server"] == "spiffe://cluster.local/ns/shop/sa/server"
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "field", "says"),
+    [
+        (GARBAGE, 1, "", "mapping values are not allowed"),
+        (ALLOW.replace("methods", "methds"), 9, "spec.rules[0].to[0].operation.methds", "methods"),
+        (ALLOW + REGO.replace("@RULE@", "{"), 18, "spec.module", ""),
+        (ALLOW + REGO.replace("@RULE@", "no_such_builtin(1)"), 20, "spec.module", "no_such_builtin"),
+        (ALLOW + REGO.replace("@RULE@", "count(numbers.range(1, 9))"), 20, "spec.module", "outside the sidecar tier"),
+    ],
+    ids=["garbage", "unknown field", "Rego that does not compile", "unknown built-in", "outside the sidecar tier"],
+)
+def test_validate_names_file_line_and_field(folder: Path, text: str, line: int, field: str, says: str) -> None:
+    (folder / "policies.yaml").write_text(text)
+    result = peltast("validate", str(folder), "--output", "json")
+    assert result.returncode == 1
+    problem: dict[str, Any] = json.loads(result.stdout)["problems"][0]
+    assert (problem["file"], problem["field"]) == ("policies.yaml", field)
+    assert problem["line"] >= line - 1
+    assert says in problem["given"] + problem["allowed"]
+    plain = peltast("validate", str(folder))
+    assert plain.returncode == 1
+    assert "error policies.yaml:" in plain.stderr
+    assert "\x1b[" not in plain.stderr, "colour is for terminals"
+
+
+def test_a_file_of_100_mb_is_refused(folder: Path) -> None:
+    with (folder / "huge.yaml").open("wb") as file:
+        file.truncate(100 * 1024 * 1024)
+    result = peltast("validate", str(folder))
+    assert result.returncode == 1
+    assert "huge.yaml: 104,857,600 bytes are given; a file has at most 4,194,304 bytes" in result.stderr
+
+
+def test_decide_answers_a_line_with_a_line(folder: Path) -> None:
+    def question(path: str) -> str:
+        attributes = {
+            "source": {"principal": "spiffe://cluster.local/ns/shop/sa/client"},
+            "destination": {"principal": "spiffe://cluster.local/ns/shop/sa/server"},
+            "request": {"http": {"method": "GET", "path": path, "host": "server"}},
+        }
+        return json.dumps({"attributes": attributes})
+
+    given = "\n".join([question("/open"), question("/open/../shut"), "{nonsense"])
+    result = peltast("policy", "decide", "--config", str(folder), given=given)
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(answer.get("effect"), answer.get("reason")) for answer in answers] == [
+        ("allow", "allow_rule"),
+        ("deny", "no_allow_rule"),
+        (None, None),
+    ]
+    assert answers[0]["policy"] == "shop/readers"
+    assert answers[2]["line"] == 3
+    assert result.returncode == 1, "a line could not be decided"
+
+
+def test_version_names_every_part() -> None:
+    parts = json.loads(peltast("version", "--output", "json").stdout)
+    assert parts.keys() == {"peltast", "python", "envoy", "postgresql"}
+    assert parts["envoy"].startswith("1.40.")
+    assert "sha256:" in parts["envoy"]
+    assert parts["postgresql"].startswith("18.")
+
+
+@pytest.mark.parametrize("command", ["", "up", "demo", "validate", "version", "policy decide", "agent", "collector"])
+def test_help_teaches(command: str) -> None:
+    result = peltast(*command.split(), "--help")
+    assert result.returncode == 0
+    assert "Usage:" in result.stdout

@@ -1,0 +1,139 @@
+"""The check service: over gRPC for any Envoy, and as the sidecar's own callout."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import grpc
+import pytest
+from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+from google.rpc.code_pb2 import OK, PERMISSION_DENIED
+from support.http import Response, ask
+from support.peer import svid_for
+from support.running import ALLOW, BASE_PORT, CLIENT, EGRESS_PORT, RunningMesh, eventually
+
+from peltast.identity.rpc import channel_credentials, open_channel
+
+CLIENT_ID = "spiffe://cluster.local/ns/shop/sa/client"
+SERVER_ID = "spiffe://cluster.local/ns/shop/sa/server"
+
+ASKS = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: asks, namespace: shop}
+spec:
+  selector: {matchLabels: {app: server}}
+  action: CUSTOM
+  provider: {name: answers}
+  rules: [{to: [{operation: {paths: ["/open/asked/*"]}}]}]
+---
+apiVersion: peltast.dev/v1
+kind: RegoPolicy
+metadata: {name: answers, namespace: shop}
+spec:
+  entrypoint: data.answers.decision
+  tier: check
+  module: |
+    package answers
+    import rego.v1
+    default decision := {"allowed": false, "http_status": 402, "body": "pay"}
+    decision := {
+      "allowed": true,
+      "headers": {"x-tier": "gold"},
+      "request_headers_to_remove": ["x-secret"],
+      "response_headers_to_add": {"x-answered": "yes"},
+    } if input.parsed_path[2] == "ada"
+"""
+
+
+@pytest.fixture
+def asking(folder: Path) -> Path:
+    """A mesh whose server's policies ask the check service."""
+    (folder / "policies.yaml").write_text(ALLOW + ASKS)
+    return folder
+
+
+async def get(path: str, **headers: str) -> Response:
+    return await ask(CLIENT, EGRESS_PORT, "GET", path, headers)
+
+
+async def test_answers_are_carried_out_and_cached(asking: Path, state: Path) -> None:
+    async with RunningMesh(asking, state, "--concurrency", "1") as mesh:  # each worker has a cache of its own
+        allowed = await get("/open/asked/ada", **{"x-secret": "s"})
+        assert allowed.status == 200
+        assert allowed.json()["headers"]["x-tier"] == "gold"
+        assert "x-secret" not in allowed.json()["headers"]
+        assert allowed.headers["x-answered"] == "yes"
+        again = await get("/open/asked/ada", **{"x-secret": "s"})
+        assert (again.status, again.headers["x-answered"]) == (200, "yes")
+        denied = await get("/open/asked/grace")
+        assert (denied.status, denied.body) == (402, b"pay")
+        database = await mesh.connect()
+
+        async def by() -> bool:
+            rows = await database.fetch("SELECT decided_by FROM requests ORDER BY time")
+            return [row["decided_by"] for row in rows] == ["check", "cache", "check"]
+
+        await eventually(by, "the records say who decided")
+        await database.close()
+
+
+async def test_without_the_check_service_questions_are_denied_and_known_answers_stand(
+    asking: Path, state: Path
+) -> None:
+    async with RunningMesh(asking, state, "--concurrency", "1") as mesh:  # each worker has a cache of its own
+        assert (await get("/open/asked/ada")).status == 200
+        control_plane = mesh.pid_of("peltast.cli.main control-plane")
+        os.kill(control_plane, signal.SIGSTOP)
+        try:
+            assert (await get("/open/asked/other")).status == 403
+            assert (await get("/open/asked/ada")).status == 200
+            assert (await get("/open")).status == 200
+        finally:
+            os.kill(control_plane, signal.SIGCONT)
+        database = await mesh.connect()
+
+        async def reasons() -> bool:
+            rows = await database.fetch("SELECT reason FROM requests WHERE effect = 'deny'")
+            return [row["reason"] for row in rows] == ["check_unreachable"]
+
+        await eventually(reasons, "the record says why")
+        await database.close()
+        assert (await get("/open/asked/other")).status == 402
+
+
+async def test_an_envoy_asks_over_grpc_about_requests_to_itself_only(asking: Path, state: Path) -> None:
+    async with RunningMesh(asking, state):
+        svid = svid_for(state, SERVER_ID)
+        credentials = channel_credentials((state / "ca" / "root.pem").read_bytes(), svid.chain_pem, svid.key_pem)
+        async with open_channel(f"127.0.0.1:{BASE_PORT + 2}", credentials) as channel:
+            check = channel.unary_unary(
+                "/envoy.service.auth.v3.Authorization/Check",
+                request_serializer=CheckRequest.SerializeToString,
+                response_deserializer=CheckResponse.FromString,
+            )
+            allowed = await check(question("/open/asked/ada", SERVER_ID))
+            assert allowed.status.code == OK
+            set_headers = {option.header.key: option.header.value for option in allowed.ok_response.headers}
+            assert set_headers == {"x-tier": "gold"}
+            denied = await check(question("/shut", SERVER_ID))
+            assert denied.status.code == PERMISSION_DENIED
+            assert denied.denied_response.status.code == 403
+            assert denied.dynamic_metadata["peltast.dev"]["reason"] == "no_allow_rule"
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await check(question("/open", CLIENT_ID))
+            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
+
+
+def question(path: str, destination: str) -> CheckRequest:
+    http = AttributeContext.HttpRequest(method="GET", host="server", path=path, scheme="https", protocol="HTTP/1.1")
+    attributes = AttributeContext(
+        source=AttributeContext.Peer(principal=CLIENT_ID),
+        destination=AttributeContext.Peer(principal=destination),
+        request=AttributeContext.Request(http=http),
+    )
+    return CheckRequest(attributes=attributes)
