@@ -1,4 +1,4 @@
-"""Verifying what is stored: every chain again, from the bodies of its records."""
+"""Verifying what is stored: every chain again from the bodies of its records, and the columns against the bodies."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import asyncpg
 
-from peltast.authz._engine import first_link, next_link
+from peltast.audit.columns import COLUMNS, row
+from peltast.authz._engine import first_link, verify_frames
 
 __all__ = ["Finding", "Verification", "verify_store"]
 
@@ -41,34 +42,41 @@ class Verification:
 async def verify_store(connection: asyncpg.Connection[Any]) -> Verification:
     """Verifies every spool. The first finding of a spool ends the look at it: what follows it proves nothing."""
     async with connection.transaction(isolation="repeatable_read", readonly=True):
-        spools = await connection.fetch("SELECT spool, sequence, link FROM spools ORDER BY spool")
+        spools = await connection.fetch("SELECT spool, owner, sequence, link FROM spools ORDER BY spool")
         findings, records = [], 0
         for spool in spools:
-            finding, count = await _verify_spool(connection, spool["spool"], spool["sequence"], spool["link"])
+            finding, count = await _verify_spool(connection, spool)
             records += count
             if finding is not None:
                 findings.append(finding)
     return Verification(len(spools), records, tuple(findings))
 
 
-async def _verify_spool(
-    connection: asyncpg.Connection[Any], spool: bytes, end: int, end_link: bytes
-) -> tuple[Finding | None, int]:
+async def _verify_spool(connection: asyncpg.Connection[Any], cursor: asyncpg.Record) -> tuple[Finding | None, int]:
+    spool, end = cursor["spool"], cursor["sequence"]
     link, expected = first_link(), 1
-    async for row in _rows(connection, spool):
-        sequence = row["sequence"]
-        if sequence != expected:
-            return Finding(spool.hex(), expected, f"the record is missing; {sequence} follows"), expected - 1
-        link = next_link(link, row["body"])
-        if link != row["link"]:
-            return Finding(spool.hex(), sequence, "the record was altered: its link does not follow"), expected - 1
+
+    def finding(sequence: int, what: str) -> tuple[Finding, int]:
+        return Finding(spool.hex(), sequence, what), expected - 1
+
+    async for stored in _rows(connection, spool):
+        if stored["sequence"] != expected:
+            return finding(expected, f"the record is missing; {stored['sequence']} follows")
+        frame = len(stored["body"]).to_bytes(4, "little") + stored["body"] + stored["link"]
+        try:
+            [record], _, link = verify_frames(expected - 1, link, frame)
+        except ValueError:
+            return finding(expected, "the record was altered: its link does not follow")
+        said = zip(COLUMNS, row(spool, cursor["owner"], record), strict=True)
+        if altered := [name for name, value in said if stored[name] != value]:
+            return finding(expected, f"the row was altered: {', '.join(altered)} is not as in the record")
         expected += 1
-    if expected - 1 != end or link != end_link:
-        return Finding(spool.hex(), expected, f"records up to {end} were committed; they end here"), expected - 1
+    if expected - 1 != end or link != cursor["link"]:
+        return finding(expected, f"records up to {end} were committed; they end here")
     return None, expected - 1
 
 
 async def _rows(connection: asyncpg.Connection[Any], spool: bytes) -> AsyncIterator[asyncpg.Record]:
-    query = "SELECT sequence, body, link FROM records WHERE spool = $1 ORDER BY sequence"
-    async for row in connection.cursor(query, spool, prefetch=_ROWS_AT_A_TIME):
-        yield row
+    query = f"SELECT {', '.join(COLUMNS)} FROM records WHERE spool = $1 ORDER BY sequence"  # noqa: S608 - our names
+    async for stored in connection.cursor(query, spool, prefetch=_ROWS_AT_A_TIME):
+        yield stored

@@ -19,13 +19,20 @@ __all__ = ["COLLECTOR_SERVICE", "Shipper"]
 COLLECTOR_SERVICE = "peltast.audit.v1.Collector"
 
 POLL_SECONDS = 0.05
+_REFUSALS = (grpc.StatusCode.DATA_LOSS, grpc.StatusCode.PERMISSION_DENIED)
+"""What the collector says of a spool that it will not take, however often it is sent."""
+
 _RETRY_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 log = structlog.get_logger()
 
 
 class Shipper:
-    """One node's shipper. Make it before any writer of the node starts: it counts what is there already."""
+    """One node's shipper. Make it before any writer of the node starts: it counts what is there already.
+
+    A spool that cannot be read, or that the collector refuses, is set aside until the next start: it stays on disk,
+    still counts, and keeps no other waiting.
+    """
 
     def __init__(self, root: Path, spool_limit: int, open_channel: Callable[[], grpc.aio.Channel]) -> None:
         self._root = root
@@ -33,21 +40,20 @@ class Shipper:
         self._usage = SpoolUsage(root, spool_limit)
         self._usage.reset(spool_bytes(root))
         self._readers: dict[Path, SpoolReader] = {}
+        self._set_aside: set[Path] = set()
+        self._failures = 0
 
     async def run(self) -> None:
         """Ships for ever; a lost connection is opened again."""
-        attempt = 0
         while True:
             try:
                 async with self._open_channel() as channel:
                     await self._ship(channel)
             except grpc.aio.AioRpcError as error:
-                delay = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]
+                delay = _RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)]
                 log.warning("collector lost", error=error.details(), again_in_seconds=delay)
-                attempt += 1
+                self._failures += 1
                 await asyncio.sleep(delay)
-            else:
-                attempt = 0
 
     async def _ship(self, channel: grpc.aio.Channel) -> None:
         method = channel.stream_stream(
@@ -57,10 +63,25 @@ class Shipper:
         )
         stream = _Exchange(method)
         while True:
-            folders = spool_folders(self._root)
-            moved = [await self._ship_some(folder, stream) for folder in folders]
+            folders = [folder for folder in spool_folders(self._root) if folder not in self._set_aside]
+            moved = [await self._ship_or_set_aside(folder, stream) for folder in folders]
             if not any(moved):
                 await asyncio.sleep(POLL_SECONDS)
+
+    async def _ship_or_set_aside(self, folder: Path, stream: _Exchange) -> bool:
+        try:
+            return await self._ship_some(folder, stream)
+        except ValueError as error:
+            self._put_aside(folder, str(error))
+            return False
+        except grpc.aio.AioRpcError as error:
+            if error.code() in _REFUSALS:
+                self._put_aside(folder, error.details() or "")
+            raise  # the stream is over, whatever it was
+
+    def _put_aside(self, folder: Path, reason: str) -> None:
+        log.error("spool set aside", spool=folder.name, reason=reason)
+        self._set_aside.add(folder)
 
     async def _ship_some(self, folder: Path, stream: _Exchange) -> bool:
         """Ships a batch of one spool; tells whether there was one."""
@@ -72,6 +93,7 @@ class Shipper:
             self._readers[folder] = reader
         if frames := reader.read():
             committed = await stream.send(Batch(spool=reader.spool_id, frames=frames))
+            self._failures = 0
             self._usage.acknowledge(reader.acknowledge(committed))
             return True
         torn = reader.remove_if_finished()

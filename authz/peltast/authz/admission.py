@@ -68,6 +68,9 @@ class RegoAdmission:
         except (ValueError, ConnectionError):
             await self._stop_worker()
             return {"reason": "loading it ended the process that tried: it takes too much memory, or nests too deep"}
+        except asyncio.CancelledError:
+            await self._stop_worker()  # else its answer would be taken for that to the next question
+            raise
 
     async def _start_worker(self) -> asyncio.subprocess.Process:
         self._worker = await asyncio.create_subprocess_exec(
@@ -98,7 +101,7 @@ def _problem(revision: Revision, name: str, refusal: Mapping[str, Any]) -> Probl
     source = revision.snapshot.rego[name]
     document, file, line = source.resource.document, refusal.get("file", ""), refusal.get("line", 0)
     allowed = "see docs/rego.md for what the sidecar tier admits"
-    if file in revision.snapshot.rego[name].modules and not file.startswith(name):
+    if file in source.modules and file.endswith(".rego"):
         return Problem(file, line, "", refusal["reason"], allowed)
     field = "spec.module" if source.resource.spec.module is not None else "spec"
     # An inline module begins on the line after its `module: |`.

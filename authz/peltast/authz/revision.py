@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from peltast.authz._engine import KeySets
-from peltast.authz.compile import compile_keys, compile_program, compile_rego, jwt_rules
+from peltast.authz.compile import canonical, compile_keys, compile_program, compile_rego, key_set_name
+from peltast.policies.kinds.authentication import RequestAuthenticationSpec
 from peltast.policies.problems import InvalidConfiguration, Problem
-from peltast.policies.snapshot import Snapshot, Workload
+from peltast.policies.snapshot import Snapshot
 
 __all__ = ["Revision", "compile_revision"]
 
@@ -30,26 +32,22 @@ def compile_revision(snapshot: Snapshot) -> Revision:
         InvalidConfiguration: a key set holds what must not verify tokens.
     """
     workloads = snapshot.workloads.items()
-    keys = {name: compile_keys(snapshot, workload) for name, workload in workloads}
-    problems = [problem for name, workload in workloads for problem in _key_problems(snapshot, workload, keys[name])]
-    if problems:
-        raise InvalidConfiguration(dict.fromkeys(problems))
+    if problems := list(_key_problems(snapshot)):
+        raise InvalidConfiguration(problems)
     return Revision(
         snapshot=snapshot,
         programs={name: compile_program(snapshot, workload) for name, workload in workloads},
-        keys=keys,
+        keys={name: compile_keys(snapshot, workload) for name, workload in workloads},
         rego={name: compile_rego(source) for name, source in snapshot.rego.items()},
     )
 
 
-def _key_problems(snapshot: Snapshot, workload: Workload, keys: bytes) -> list[Problem]:
-    try:
-        KeySets.load(keys)
-    except ValueError as error:
-        message = str(error)
-        for resource, index, _ in jwt_rules(snapshot, workload):
-            if f'"{resource.full_name}[{index}]"' in message:
+def _key_problems(snapshot: Snapshot) -> Iterator[Problem]:
+    """What is wrong with key sets, each loaded by itself: also those that select no workload yet."""
+    for resource in snapshot.of_kind(RequestAuthenticationSpec):
+        for index, rule in enumerate(resource.spec.jwt_rules):
+            try:
+                KeySets.load(canonical({key_set_name(resource, index): json.loads(rule.jwks)}))
+            except ValueError as error:
                 allowed = "RSA keys of 2048 bits and more, or P-256 keys, each with an id of its own, are expected"
-                return [resource.problem(("spec", "jwtRules", index, "jwks"), message, allowed)]
-        raise
-    return []
+                yield resource.problem(("spec", "jwtRules", index, "jwks"), str(error), allowed)

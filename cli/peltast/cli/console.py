@@ -14,10 +14,11 @@ from typing import Any
 import structlog
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from peltast.policies.problems import InvalidConfiguration
 
-__all__ = ["Output", "err", "log_to_stderr", "out", "print_json", "print_problems", "run_until_stopped"]
+__all__ = ["Output", "err", "log_to_stderr", "out", "print_error", "print_json", "print_problems", "run_until_stopped"]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -35,16 +36,18 @@ def print_json(value: object) -> None:
     typer.echo(json.dumps(value, ensure_ascii=False))
 
 
-def print_problems(invalid: InvalidConfiguration) -> None:
+def print_error(error: BaseException) -> None:
+    """Writes what is wrong, for people."""
+    err.print(f"[red]error[/red] {escape(str(error))}")
+
+
+def print_problems(invalid: BaseException) -> None:
     """Writes each problem of a configuration on a line of its own."""
+    assert isinstance(invalid, InvalidConfiguration)
     for problem in invalid.problems:
-        err.print(f"[red]error[/red] {_escaped(problem)}")
+        err.print(f"[red]error[/red] {escape(str(problem))}")
     number = len(invalid.problems)
     err.print(f"{number} problem{'s' if number != 1 else ''}; nothing of this configuration takes effect.")
-
-
-def _escaped(value: object) -> str:
-    return str(value).replace("[", r"\[")
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

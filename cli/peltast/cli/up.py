@@ -9,7 +9,7 @@ import asyncpg
 from rich.markup import escape
 
 from peltast.audit.query import follow
-from peltast.cli.console import err, log_to_stderr, out, print_problems, run_until_stopped
+from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
 from peltast.cli.options import BasePort, Concurrency, Configuration, SpoolBytes, State, TrustDomainOption
 from peltast.cli.processes import Mesh, MeshSettings, StateInUse
 from peltast.cli.readiness import NotReady, busy_addresses, mesh_addresses
@@ -62,17 +62,18 @@ async def _up(settings: MeshSettings) -> int:
     try:
         snapshot = await preflight(settings)
         out.print("Starting PostgreSQL (embedded, for this machine only), control plane, collector …")
-        async with Mesh(settings) as mesh:
+        async with Mesh(settings) as mesh, asyncio.TaskGroup() as group:
+            group.create_task(_feed(mesh.database))
             await mesh.reconcile(snapshot)
             await mesh.wait_until_ready(snapshot)
             _say_ready(settings, snapshot, mesh)
-            async with asyncio.TaskGroup() as group:
-                group.create_task(_feed(mesh.database))
-                group.create_task(_follow_configuration(settings, mesh))
-    except InvalidConfiguration as invalid:
-        print_problems(invalid)
-    except (CannotStart, NotReady, StateInUse, EnvoyUnusable) as error:
-        err.print(f"[red]error[/red] {escape(str(error))}")
+            group.create_task(_follow_configuration(settings, mesh))
+    except* InvalidConfiguration as group:
+        for invalid in group.exceptions:
+            print_problems(invalid)
+    except* (CannotStart, NotReady, StateInUse, EnvoyUnusable) as group:
+        for error in group.exceptions:
+            print_error(error)
     return 1
 
 
@@ -111,6 +112,8 @@ async def _follow_configuration(settings: MeshSettings, mesh: Mesh) -> None:
             await mesh.reconcile(load(files, settings.control.trust_domain, 0))
         except InvalidConfiguration:
             continue
+        except NotReady as error:
+            print_error(error)
 
 
 async def _feed(database: str) -> None:

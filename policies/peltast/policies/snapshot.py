@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +26,7 @@ from peltast.policies.kinds.workload import (
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
+from peltast.policies.sources.json_text import read_json
 
 __all__ = ["ROOT_NAMESPACE", "RegoSource", "Route", "Snapshot", "Workload", "load"]
 
@@ -191,7 +193,7 @@ class _Linker:
         modules: dict[str, str] = {}
         data: dict[str, object] = dict(resource.spec.data)
         if resource.spec.module is not None:
-            modules[f"{resource.full_name}.rego"] = resource.spec.module
+            modules[f"RegoPolicy {resource.full_name}"] = resource.spec.module  # no file is called so
         folder = PurePosixPath(resource.document.file).parent
         for index, file in enumerate(resource.spec.files):
             name = (folder / file).as_posix()
@@ -212,7 +214,7 @@ class _Linker:
         if name.endswith(".rego"):
             modules[name] = content
             return
-        value = json.loads(content)
+        value = read_json(content)
         if not isinstance(value, dict):
             raise ValueError("the file holds no JSON object")
         if twice := sorted(value.keys() & data.keys()):
@@ -261,7 +263,7 @@ class _Linker:
         return Workload(
             namespace=entry.namespace,
             name=entry.name,
-            address=entry.spec.address,
+            address=str(ipaddress.ip_address(entry.spec.address)),  # one way to write it, which peers use too
             labels=labels,
             service_account=entry.spec.service_account,
             trust_domain=self.trust_domain,
@@ -275,7 +277,7 @@ class _Linker:
     ) -> None:
         addresses = Counter(workload.address for workload in workloads.values())
         for name, entry in entries.items():
-            if addresses[entry.spec.address] > 1:
+            if addresses[workloads[name].address] > 1:
                 self.refuse(entry, ("address",), f"{entry.spec.address} is given twice", "each has its own address")
             listened = Counter(port.port for port in workloads[name].ports)
             listened.update({port.target_port for port in workloads[name].ports})

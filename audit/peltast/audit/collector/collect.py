@@ -55,7 +55,11 @@ async def _take_in(connection: Connection, spool: bytes, owner: str, frames: byt
         raise BadBatch(str(error)) from error
     if records:
         rows = [row(spool, owner, record) for record in records]
-        await connection.copy_records_to_table("records", records=rows, columns=list(COLUMNS))
+        try:
+            await connection.copy_records_to_table("records", records=rows, columns=list(COLUMNS))
+        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, OverflowError) as error:
+            # A sound chain of records that contradict each other or say what no column holds: it would not go in later.
+            raise BadBatch(f"the store does not take it: {error}") from error
         await connection.execute(
             "UPDATE spools SET sequence = $2, link = $3, last_seen = now() WHERE spool = $1", spool, end, end_link
         )

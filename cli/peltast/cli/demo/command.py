@@ -22,7 +22,7 @@ from peltast.audit.chain import verify_store
 from peltast.audit.query import requests
 from peltast.audit.reports.access import access_report
 from peltast.audit.reports.report import Report, to_csv, to_json
-from peltast.cli.console import err, log_to_stderr, out, print_problems, run_until_stopped
+from peltast.cli.console import err, log_to_stderr, out, print_error, print_problems, run_until_stopped
 from peltast.cli.demo.cases import Case, Surroundings, cases
 from peltast.cli.demo.driver import Attempt, fire
 from peltast.cli.demo.tokens import TokenIssuer
@@ -70,7 +70,7 @@ async def _demo(bookshop: Path, folder: Path, report: Path, base_port: int) -> i
     except InvalidConfiguration as invalid:
         print_problems(invalid)
     except (CannotStart, NotReady, EnvoyUnusable) as error:
-        err.print(f"[red]error[/red] {escape(str(error))}")
+        print_error(error)
     return 1
 
 

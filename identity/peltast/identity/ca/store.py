@@ -15,9 +15,13 @@ from peltast.identity.ca.authority import Authority, make_intermediate, make_roo
 from peltast.identity.certificates import pem, private_key_pem
 from peltast.identity.files import make_private_folder, write_private
 
-__all__ = ["WrongTrustDomain", "load_or_create"]
+__all__ = ["RootKeyMissing", "WrongTrustDomain", "load_or_create"]
 
 RENEW_INTERMEDIATE_BEFORE = timedelta(days=30)
+
+
+class RootKeyMissing(ValueError):
+    """There is a root without its key. A new one would end the trust in the old: that is not done unasked."""
 
 
 class WrongTrustDomain(ValueError):
@@ -29,10 +33,13 @@ def load_or_create(folder: Path, trust_domain: TrustDomain, now: datetime) -> Au
 
     Raises:
         WrongTrustDomain: see there.
+        RootKeyMissing: see there.
     """
     make_private_folder(folder)
     root = _load(folder, "root", ())
     if root is None:
+        if (folder / "root.pem").exists():
+            raise RootKeyMissing(f"{folder} has root.pem, and not its key; bring root.key back, or remove root.pem")
         root = make_root(trust_domain, now)
         _save(folder, "root", root)
     _check_trust_domain(root, trust_domain, folder)

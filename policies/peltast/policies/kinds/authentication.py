@@ -6,7 +6,6 @@ https://istio.io/latest/docs/reference/config/security/peer_authentication/
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from enum import StrEnum
 from typing import ClassVar
@@ -16,6 +15,7 @@ from pydantic import Field
 from peltast.policies.kinds.resource import Model, Spec
 from peltast.policies.kinds.selection import WorkloadSelector
 from peltast.policies.sources.documents import FieldPath
+from peltast.policies.sources.json_text import read_json
 
 __all__ = ["JwtRule", "MtlsMode", "PeerAuthenticationSpec", "RequestAuthenticationSpec"]
 
@@ -64,7 +64,7 @@ class RequestAuthenticationSpec(Spec):
             if issuers[rule.issuer] > 1:
                 found.append(((*at, "issuer"), f"{rule.issuer!r} is given twice", "an issuer has one rule"))
             try:
-                json.loads(rule.jwks)
+                read_json(rule.jwks)
             except ValueError as error:
                 found.append(((*at, "jwks"), f"not JSON: {error}", "a JWK Set (RFC 7517) is expected"))
         return found

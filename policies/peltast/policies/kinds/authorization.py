@@ -41,6 +41,9 @@ _ADDRESS_KEYS = frozenset(key for key in CONDITION_KEYS if key.endswith(".ip"))
 _KEY_WITH_ARGUMENT = re.compile(r"request\.headers\[[!#$%&'*+.^_`|~0-9A-Za-z-]+\]|request\.auth\.claims(\[[^\[\]]+\])+")
 
 
+_NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
+
+
 class Action(StrEnum):
     """What a policy does with the requests that it matches."""
 
@@ -168,9 +171,7 @@ def _operation_problems(operation: Operation, at: FieldPath) -> Iterator[Finding
         yield (at, "nothing is given", "an operation names at least one of hosts, ports, methods, paths, …")
     yield from _empty_values(operation, at)
     for name, ports in (("ports", operation.ports), ("notPorts", operation.not_ports)):
-        for index, port in enumerate(ports):
-            if not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-                yield ((*at, name, index), f"{port!r} is given", 'a port from "1" to "65535" is expected')
+        yield from _port_problems(ports, (*at, name))
     for name, paths in (("paths", operation.paths), ("notPaths", operation.not_paths)):
         for index, path in enumerate(paths):
             if "{*}" in path or "{**}" in path:
@@ -186,19 +187,47 @@ def _condition_problems(condition: Condition, at: FieldPath) -> Iterator[Finding
     if condition.key in _ADDRESS_KEYS:
         yield from _address_problems(condition.values, (*at, "values"))
         yield from _address_problems(condition.not_values, (*at, "notValues"))
+    if condition.key == "destination.port":
+        yield from _port_problems(condition.values, (*at, "values"))
+        yield from _port_problems(condition.not_values, (*at, "notValues"))
 
 
 def _empty_values(part: Model, at: FieldPath) -> Iterator[Finding]:
     for name, field in type(part).model_fields.items():
         values = getattr(part, name)
+        if values == [] and name in part.model_fields_set:
+            yield ((*at, field.alias or name), "an empty list is given", "leave it out where it does not restrict")
         for index, value in enumerate(values if isinstance(values, list) else []):
             if value == "":
                 yield ((*at, field.alias or name, index), "an empty text is given", '"*" matches any value')
 
 
+def _port_problems(ports: list[str], at: FieldPath) -> Iterator[Finding]:
+    """Ports are compared as text: what is written otherwise than a port is would never match."""
+    for index, port in enumerate(ports):
+        if not (_NUMBER.fullmatch(port) and 0 < int(port) < 65536):
+            yield ((*at, index), f"{port!r} is given", 'a port from "1" to "65535" is expected')
+
+
 def _address_problems(blocks: list[str], at: FieldPath) -> Iterator[Finding]:
     for index, block in enumerate(blocks):
-        try:
-            ipaddress.ip_network(block, strict=False)
-        except ValueError:
-            yield ((*at, index), f"{block!r} is given", "an address or a CIDR block is expected")
+        if (reason := _not_a_block(block)) is not None:
+            yield ((*at, index), f"{block!r} is given", reason)
+
+
+def _not_a_block(block: str) -> str | None:
+    """Why the engine would not read `block`, or never match it; none where it is sound."""
+    expected = "an address or a CIDR block is expected"
+    text, slash, length = block.partition("/")
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return expected
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id is not None:
+            return expected
+        if address.ipv4_mapped is not None:
+            return "an IPv4 address inside IPv6 is matched as the IPv4 address: write that"
+    if slash and not (_NUMBER.fullmatch(length) and int(length) <= address.max_prefixlen):
+        return expected
+    return None

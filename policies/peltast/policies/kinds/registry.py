@@ -68,7 +68,9 @@ def read_resource(document: Document) -> Resource[Spec]:
     if metadata is None or spec is None or problems:
         raise InvalidConfiguration(problems)
     if findings := spec.problems():
-        raise InvalidConfiguration(_problem(document, ("spec", *at), given, allowed) for at, given, allowed in findings)
+        raise InvalidConfiguration(
+            _problem(document, ("spec", *at), _short(given, 200), allowed) for at, given, allowed in findings
+        )
     return Resource(kind, metadata.namespace, metadata.name, metadata.labels, spec, document)
 
 
@@ -77,11 +79,11 @@ def _known_kind(document: Document, value: dict[str, Any]) -> tuple[str, type[Sp
     if kind in _REFUSED_KINDS:
         raise _refusal(document, "kind", f"{kind} is given", f"{kind} is refused: {_REFUSED_KINDS[kind]}")
     if kind not in KINDS:
-        raise _refusal(document, "kind", f"{kind!r} is given", _did_you_mean(kind, list(KINDS)))
+        raise _refusal(document, "kind", f"{_short(repr(kind))} is given", _did_you_mean(kind, list(KINDS)))
     versions, spec_type = KINDS[kind]
     if version not in versions:
         allowed = f"{kind} has the API version {' or '.join(versions)}"
-        raise _refusal(document, "apiVersion", f"{version!r} is given", allowed)
+        raise _refusal(document, "apiVersion", f"{_short(repr(version))} is given", allowed)
     return kind, spec_type
 
 
@@ -175,8 +177,8 @@ def _refusal(document: Document, member: str, given: str, allowed: str) -> Inval
     return InvalidConfiguration([_problem(document, (member,), given, allowed)])
 
 
-def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "…"
+def _short(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def _lower_first(text: str) -> str:

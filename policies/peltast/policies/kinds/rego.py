@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import timedelta
 from enum import StrEnum
 from typing import Any
@@ -60,6 +61,10 @@ class RegoPolicySpec(Spec):
         for index, file in enumerate(self.files):
             if not file.endswith((".rego", ".json")):
                 found.append((("files", index), f"{file!r} is given", "a .rego or a .json file is expected"))
+        try:
+            json.dumps(self.data, allow_nan=False)
+        except ValueError:
+            found.append((("data",), "a number that is not finite is given", "data must be writable as JSON"))
         longest = _MAX_TIMEOUT[self.tier]
         if self.timeout_value > longest:
             allowed = f"at most {longest / timedelta(milliseconds=1):.0f}ms in the {self.tier} tier"

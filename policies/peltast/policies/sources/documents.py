@@ -73,6 +73,7 @@ class _Open:
     path: FieldPath
     anchor: str | None
     nodes_before: int
+    height: int = 1
     key: str | None = None
 
 
@@ -102,12 +103,12 @@ class _Reader:
         self.root: Any = None
         self.lines: dict[FieldPath, int] = {}
         self.stack: list[_Open] = []
-        self.anchors: dict[str, tuple[Any, int]] = {}
+        self.anchors: dict[str, tuple[Any, int, int]] = {}
         self.nodes = 0
 
     def open(self, event: yaml.SequenceStartEvent | yaml.MappingStartEvent) -> None:
-        if len(self.stack) >= MAX_DEPTH:
-            self.refuse(event, f"values are nested more than {MAX_DEPTH} deep", f"at most {MAX_DEPTH} are allowed")
+        self.check_tag(event)
+        self.check_depth(event, 1)
         value: list[Any] | dict[str, Any] = [] if isinstance(event, yaml.SequenceStartEvent) else {}
         nodes_before = self.nodes
         path = self.place(value, event, 1)
@@ -115,10 +116,25 @@ class _Reader:
 
     def close(self) -> None:
         closed = self.stack.pop()
+        self.raise_parent(closed.height)
         if closed.anchor:
-            self.anchors[closed.anchor] = (closed.value, self.nodes - closed.nodes_before)
+            self.anchors[closed.anchor] = (closed.value, self.nodes - closed.nodes_before, closed.height)
+
+    def raise_parent(self, height: int) -> None:
+        """Takes in that the innermost open value has a child of `height`."""
+        if self.stack:
+            self.stack[-1].height = max(self.stack[-1].height, height + 1)
+
+    def check_depth(self, event: yaml.Event, height: int) -> None:
+        if len(self.stack) + height > MAX_DEPTH:
+            self.refuse(event, f"values are nested more than {MAX_DEPTH} deep", f"at most {MAX_DEPTH} are allowed")
+
+    def check_tag(self, event: yaml.ScalarEvent | yaml.SequenceStartEvent | yaml.MappingStartEvent) -> None:
+        if event.tag not in (None, "!"):
+            self.refuse(event, f"the tag {event.tag}", "tags are not allowed")
 
     def scalar(self, event: yaml.ScalarEvent) -> None:
+        self.check_tag(event)
         parent = self.stack[-1] if self.stack else None
         if parent and isinstance(parent.value, dict) and parent.key is None:
             self.take_key(parent, event)
@@ -127,11 +143,9 @@ class _Reader:
         value = self.scalars.construct_object(node)
         self.place(value, event, 1)
         if event.anchor:
-            self.anchors[event.anchor] = (value, 1)
+            self.anchors[event.anchor] = (value, 1, 0)
 
     def tag(self, event: yaml.ScalarEvent) -> str:
-        if event.tag not in (None, "!"):
-            self.refuse(event, f"the tag {event.tag}", "tags are not allowed")
         tag = self.scalars.resolve(yaml.ScalarNode, event.value, event.implicit)  # type: ignore[no-untyped-call]
         plain = ("bool", "int", "float", "null")
         return str(tag) if str(tag).rpartition(":")[2] in plain else "tag:yaml.org,2002:str"
@@ -146,7 +160,9 @@ class _Reader:
     def alias(self, event: yaml.AliasEvent) -> None:
         if event.anchor is None or event.anchor not in self.anchors:
             self.refuse(event, f"the alias *{event.anchor}", "an alias must follow the whole of what it repeats")
-        value, nodes = self.anchors[event.anchor]
+        value, nodes, height = self.anchors[event.anchor]
+        self.check_depth(event, height)
+        self.raise_parent(height)
         self.place(value, event, nodes)
 
     def place(self, value: Any, event: yaml.Event, nodes: int) -> FieldPath:

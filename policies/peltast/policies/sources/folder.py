@@ -38,7 +38,7 @@ def read_folder(folder: Path) -> Files:
     files: dict[str, bytes] = {}
     problems: list[Problem] = []
     total = 0
-    for path in _configuration_files(folder):
+    for path in _configuration_files(folder, problems):
         name = path.relative_to(folder).as_posix()
         content = _read(path, folder, name)
         if isinstance(content, Problem):
@@ -76,11 +76,16 @@ def _read_or_problems(folder: Path) -> Files | InvalidConfiguration:
 
 
 def _concerns(_: watchfiles.Change, path: str) -> bool:
-    return path.endswith(SUFFIXES)
+    """Also what may be a folder, for one that is moved takes its files along, or a mounted ConfigMap's ``..data``."""
+    return path.endswith(SUFFIXES) or "." not in Path(path).name.lstrip(".")
 
 
-def _configuration_files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
+def _configuration_files(folder: Path, problems: list[Problem]) -> Iterator[Path]:
+    def refuse(error: OSError) -> None:
+        name = Path(os.fsdecode(error.filename or folder)).relative_to(folder).as_posix()
+        problems.append(Problem(name, 0, "", f"cannot be listed: {error.strerror}", "a readable folder is expected"))
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
             if name.endswith(SUFFIXES) and not name.startswith("."):
@@ -90,13 +95,18 @@ def _configuration_files(folder: Path) -> Iterator[Path]:
 def _read(path: Path, folder: Path, name: str) -> bytes | Problem:
     """The content of `path`; never more of it than is allowed, whatever its size claims to be."""
     try:
-        if not path.resolve().is_relative_to(folder.resolve()):
+        if not path.resolve(strict=True).is_relative_to(folder.resolve()):
             return Problem(name, 0, "", "a link out of the folder", "files must be inside the folder")
+        if not path.is_file():  # opening a pipe would wait for whoever writes into it
+            return Problem(name, 0, "", "a pipe, a socket or a device is given", "a readable file is expected")
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
+            given = os.fstat(file.fileno()).st_size
+    except RuntimeError:
+        return Problem(name, 0, "", "cannot be read: the link leads to itself", "a readable file is expected")
     except OSError as error:
         return Problem(name, 0, "", f"cannot be read: {error.strerror}", "a readable file is expected")
     if len(content) > MAX_FILE_BYTES:
-        size = f"{path.stat().st_size:,} bytes are given"
+        size = f"{given:,} bytes are given"
         return Problem(name, 0, "", size, f"a file has at most {MAX_FILE_BYTES:,} bytes")
     return content

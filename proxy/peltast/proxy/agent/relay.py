@@ -52,11 +52,17 @@ class RelayState:
         store.replace(self._good)
 
     def subscriptions(self, node: Node) -> list[DeltaDiscoveryRequest]:
-        """The first requests of a new stream: everything, less what is here already."""
+        """The first requests of a new stream: everything, less what Envoy has accepted.
+
+        What Envoy has not spoken on yet is named without a version: it comes again, with a nonce to answer by.
+        """
         self._pending.clear()
         requests = []
         for type_url in RELAYED:
-            versions = {resource.name: resource.version for resource in self._resources(type_url).values()}
+            good = self._good.get(type_url, {})
+            versions = {
+                name: each.version if good.get(name) == each else "" for name, each in self._resources(type_url).items()
+            }
             requests.append(
                 DeltaDiscoveryRequest(
                     node=node, type_url=type_url, resource_names_subscribe=["*"], initial_resource_versions=versions
@@ -72,8 +78,12 @@ class RelayState:
         for name in response.removed_resources:
             current.pop(name, None)
             self._good = last_good.with_resource(self._good, response.type_url, name, None)
-        versions = {message.name: message.version for message in response.resources}
+        if response.removed_resources:
+            last_good.save(self._file, self._good)
         self._store.update(response.type_url, current)
+        good = self._good.get(response.type_url, {})
+        # Envoy accepted the others already, or goes back to them, and may be sent nothing that it could speak on.
+        versions = {name: current[name].version for name in _names(response) if current[name] != good.get(name)}
         if not versions:
             return _answer(response.type_url, response.nonce, None)
         self._pending.append(_Pending(response.nonce, response.type_url, versions))
@@ -90,7 +100,7 @@ class RelayState:
             else:
                 self._take_back(acknowledgement.type_url, name)
         last_good.save(self._file, self._good)
-        return list(self._settle(acknowledgement))
+        return self._settle(acknowledgement)
 
     def _take_back(self, type_url: str, name: str) -> None:
         good = self._good.get(type_url, {}).get(name)
@@ -98,20 +108,26 @@ class RelayState:
 
     def _settle(self, acknowledgement: Acknowledgement) -> list[DeltaDiscoveryRequest]:
         """The answers to the responses on which Envoy has now said all it will."""
+        type_url, error = acknowledgement.type_url, acknowledgement.error
         answers = []
-        for pending in [each for each in self._pending if each.type_url == acknowledgement.type_url]:
-            spoken = [
-                name for name, version in acknowledgement.versions.items() if pending.versions.get(name) == version
-            ]
-            for name in spoken:
-                del pending.versions[name]
-            if spoken and (acknowledgement.error is not None or not pending.versions):
-                self._pending.remove(pending)
-                answers.append(_answer(pending.type_url, pending.nonce, acknowledgement.error))
+        for name, version in acknowledgement.versions.items():
+            about = [each for each in self._pending if each.type_url == type_url and name in each.versions]
+            spoken = [each for each in about if each.versions[name] == version]
+            # Envoy speaks in order: on what was replaced before it could be sent, it never will.
+            settled = about[: about.index(spoken[-1]) + 1] if spoken else []
+            for each in settled:
+                del each.versions[name]
+            ended = [each for each in settled if not each.versions or (each in spoken and error is not None)]
+            self._pending = [each for each in self._pending if each not in ended]
+            answers += [_answer(type_url, each.nonce, error) for each in ended if each in spoken]
         return answers
 
     def _resources(self, type_url: str) -> dict[str, Resource]:
         return dict(self._store.resources.get(type_url, {}))
+
+
+def _names(response: DeltaDiscoveryResponse) -> list[str]:
+    return [message.name for message in response.resources]
 
 
 def _answer(type_url: str, nonce: str, error: str | None) -> DeltaDiscoveryRequest:
@@ -127,6 +143,7 @@ class Relay:
         self._node = node
         self._open_channel = open_channel
         self._outgoing: asyncio.Queue[DeltaDiscoveryRequest] = asyncio.Queue()
+        self._failures = 0
 
     def on_acknowledgement(self, acknowledgement: Acknowledgement) -> None:
         """Takes in what Envoy said of resources."""
@@ -137,16 +154,14 @@ class Relay:
 
     async def run(self) -> None:
         """Keeps a stream up. Each is opened with the SVID then in force."""
-        attempt = 0
         while True:
             try:
                 async with self._open_channel() as channel:
                     await self._stream(channel)
-                attempt = 0
             except grpc.aio.AioRpcError as error:
                 log.warning("control plane lost", error=error.details())
-            await asyncio.sleep(_RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)])
-            attempt += 1
+            await asyncio.sleep(_RETRY_SECONDS[min(self._failures, len(_RETRY_SECONDS) - 1)])
+            self._failures += 1
 
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         call = channel.stream_stream(
@@ -158,6 +173,7 @@ class Relay:
         for request in self._state.subscriptions(self._node):
             self._outgoing.put_nowait(request)
         async for response in call(_drain(self._outgoing)):
+            self._failures = 0
             answer = self._state.on_response(response)
             if answer is not None:
                 self._outgoing.put_nowait(answer)

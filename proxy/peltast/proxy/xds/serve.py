@@ -30,18 +30,19 @@ async def serve_stream(
     """Answers `requests` from `store` until they end. Each acknowledgement is handed on as it comes."""
     session = DeltaSession()
     events: asyncio.Queue[_Event | None] = asyncio.Queue()
-    async with asyncio.TaskGroup() as group:
-        readers = [group.create_task(_read(requests, events)), group.create_task(_watch(store, events))]
-        try:
-            while (event := await events.get()) is not None:
-                acknowledgement = session.on_request(event.request) if event.request else None
-                if acknowledgement is not None:
-                    on_acknowledgement(acknowledgement)
-                for response in session.responses(store.resources):
-                    yield response
-        finally:
-            for reader in readers:
-                reader.cancel()
+    # Not a task group: it would turn the GeneratorExit of a stream that is given up into an error.
+    readers = [asyncio.create_task(_read(requests, events)), asyncio.create_task(_watch(store, events))]
+    try:
+        while (event := await events.get()) is not None:
+            acknowledgement = session.on_request(event.request) if event.request else None
+            if acknowledgement is not None:
+                on_acknowledgement(acknowledgement)
+            for response in session.responses(store.resources):
+                yield response
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
 
 
 async def _read(requests: AsyncIterator[DeltaDiscoveryRequest], events: asyncio.Queue[_Event | None]) -> None:

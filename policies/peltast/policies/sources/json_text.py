@@ -1,0 +1,25 @@
+"""JSON text to plain values, strictly: what is read can be written again, and read by the engine."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["read_json"]
+
+
+def read_json(text: str) -> Any:
+    """The value of `text`.
+
+    Raises:
+        ValueError: it is no JSON, is nested too deep, or holds what JSON in UTF-8 cannot: NaN, infinity, half a
+            surrogate pair.
+    """
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    except UnicodeEncodeError:
+        raise ValueError("it holds half a surrogate pair") from None
+    return value

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import asyncio
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from peltast.audit.collector.collect import take_in
+from peltast.audit.spool import SpoolReader
+from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
+from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
+from peltast.authz._engine import SpoolUsage, SpoolWriter
+
+DEADLINE_SECONDS = 30.0
+BOUND = 64 * 1024 * 1024
+START_NS = 1_790_000_000 * 10**9
+
+Value = str | bytes | int
+
+
+@dataclass
+class Spool:
+    """A spool with its writer, which lives until it is let go."""
+
+    root: Path
+    usage: SpoolUsage
+    writer: SpoolWriter | None = None
+    clock: int = field(default=START_NS)
+
+    def __post_init__(self) -> None:
+        before = set(self.root.iterdir())
+        self.writer = SpoolWriter(self.root, self.usage, self.clock)
+        [self.folder] = [each for each in self.root.iterdir() if each.is_dir() and each not in before]
+
+    def append(self, kind: str = "decision", **fields: Value) -> int:
+        assert self.writer is not None, "the writer is dead"
+        self.clock += 1000
+        return self.writer.append(kind, self.clock, fields)
+
+    def die(self) -> None:
+        self.writer = None
+
+    @property
+    def id(self) -> bytes:
+        return bytes.fromhex(self.folder.name)
+
+    @property
+    def segments(self) -> list[Path]:
+        return sorted(self.folder.glob("*.segment"))
+
+    def frames(self) -> bytes:
+        """Everything that was written."""
+        return b"".join(segment.read_bytes() for segment in self.segments)
+
+    def reader(self) -> SpoolReader:
+        return SpoolReader(self.folder)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return tmp_path / "spool"
+
+
+@pytest.fixture
+def usage(root: Path) -> SpoolUsage:
+    return SpoolUsage(root, BOUND)
+
+
+@pytest.fixture
+def spool(root: Path, usage: SpoolUsage) -> Spool:
+    return Spool(root, usage)
+
+
+@pytest.fixture
+def other_spool(spool: Spool) -> Spool:
+    """A second spool in the same folder."""
+    return Spool(spool.root, spool.usage)
+
+
+# PostgreSQL -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[EmbeddedPostgres]:
+    """A real server for the whole run."""
+    folder = Path(tempfile.mkdtemp(prefix="/tmp/pg"))
+    try:
+        server = EmbeddedPostgres(folder / "data", folder)
+        asyncio.run(server.prepare())
+        with (folder / "log").open("wb") as log, subprocess.Popen(server.command(), stdout=log, stderr=log) as process:
+            try:
+                asyncio.run(_until_it_answers(server, process, folder / "log"))
+                yield server
+            finally:
+                process.terminate()
+                process.wait(DEADLINE_SECONDS)
+    finally:
+        shutil.rmtree(folder)
+
+
+async def _until_it_answers(server: EmbeddedPostgres, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + DEADLINE_SECONDS
+    while True:
+        try:
+            connection = await asyncpg.connect(server.url(SUPERUSER))
+        except (OSError, asyncpg.PostgresError):
+            assert process.poll() is None, log
+            assert time.monotonic() < deadline, log
+            await asyncio.sleep(0.02)
+        else:
+            await connection.close()
+            return
+
+
+@pytest.fixture
+async def owner(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]:
+    """A connection that may do anything, to a store that is up to date and empty."""
+    connection = await asyncpg.connect(postgres.url(SUPERUSER))
+    try:
+        await migrate(connection)
+        await connection.execute("TRUNCATE records, spools, quarantine")
+        yield connection
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def collector(postgres: EmbeddedPostgres, owner: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+    """A connection with the collector's rights."""
+    connection = await asyncpg.connect(postgres.url(COLLECTOR_ROLE))
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def auditor(postgres: EmbeddedPostgres, owner: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+    """A connection with an auditor's rights."""
+    connection = await asyncpg.connect(postgres.url(AUDITOR_ROLE))
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+def principal() -> str:
+    return "spiffe://mesh.example/ns/bookshop/sa/catalog"
+
+
+@pytest.fixture
+async def stored(collector: asyncpg.Connection, spool: Spool, principal: str) -> Spool:
+    """A spool of four records, all of which are in the store."""
+    spool.append(path="/a", effect="allow")
+    spool.append(path="/b", effect="deny")
+    spool.append(path="/c", effect="allow")
+    await take_in(collector, spool.id, principal, spool.frames())
+    return spool
+
+
+@pytest.fixture
+def sockets() -> Iterator[Path]:
+    """A folder whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="/tmp/pa") as folder:
+        yield Path(folder)

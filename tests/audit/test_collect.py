@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import itertools
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+import pytest
+
+from peltast.audit.collector.collect import BadBatch, NotTheOwner, take_in
+from peltast.audit.columns import COLUMNS, row
+from peltast.authz._engine import Record, first_link, next_link, scan_frames, skip_frames, verify_frames
+
+Spool = Any
+Connection = asyncpg.Connection
+
+OTHER = "spiffe://mesh.example/ns/bookshop/sa/storefront"
+
+
+def split(frames: bytes) -> list[bytes]:
+    """The frames of single records."""
+    found = scan_frames(frames)
+    assert found is not None
+    ends = [skip_frames(frames, sequence) for sequence in range(found[0], found[1] + 1)]
+    offsets = [0, *(end[0] for end in ends if end)]
+    return [frames[start:end] for start, end in itertools.pairwise(offsets)]
+
+
+async def sequences(owner: Connection) -> list[int]:
+    return [row["sequence"] for row in await owner.fetch("SELECT sequence FROM records ORDER BY sequence")]
+
+
+async def quarantined(owner: Connection) -> list[tuple[str, bytes]]:
+    return [(row["reason"], row["frames"]) for row in await owner.fetch("SELECT reason, frames FROM quarantine")]
+
+
+async def test_a_spool_that_is_not_known_stands_at_its_beginning(
+    collector: Connection, spool: Spool, principal: str
+) -> None:
+    assert await take_in(collector, spool.id, principal, b"") == 0
+
+
+async def test_a_batch_is_committed_with_the_spools_place(
+    collector: Connection, owner: Connection, spool: Spool, principal: str
+) -> None:
+    spool.append(path="/a")
+    assert await take_in(collector, spool.id, principal, spool.frames()) == 2
+    assert await sequences(owner) == [1, 2]
+    records, _, link = verify_frames(0, first_link(), spool.frames())
+    stored = await owner.fetchrow("SELECT * FROM spools")
+    assert stored is not None
+    assert (stored["spool"], stored["owner"], stored["sequence"], stored["link"]) == (spool.id, principal, 2, link)
+    bodies = await owner.fetch("SELECT body, owner FROM records ORDER BY sequence")
+    assert [(each["body"], each["owner"]) for each in bodies] == [(record.body, principal) for record in records]
+
+
+async def test_the_next_batch_goes_on(collector: Connection, owner: Connection, spool: Spool, principal: str) -> None:
+    first = spool.frames()
+    await take_in(collector, spool.id, principal, first)
+    spool.append()
+    assert await take_in(collector, spool.id, principal, spool.frames()[len(first) :]) == 2
+    assert await take_in(collector, spool.id, principal, b"") == 2
+    assert await sequences(owner) == [1, 2]
+
+
+async def test_a_batch_that_comes_again_is_acknowledged_again_and_stored_once(
+    collector: Connection, owner: Connection, stored: Spool, principal: str
+) -> None:
+    for _ in range(2):
+        assert await take_in(collector, stored.id, principal, stored.frames()) == 4
+    assert await take_in(collector, stored.id, principal, split(stored.frames())[1]) == 4
+    assert await sequences(owner) == [1, 2, 3, 4]
+    assert await quarantined(owner) == []
+
+
+async def test_of_a_batch_that_is_known_in_part_the_rest_is_stored(
+    collector: Connection, owner: Connection, stored: Spool, principal: str
+) -> None:
+    stored.append(path="/d")
+    assert await take_in(collector, stored.id, principal, stored.frames()) == 5
+    assert await sequences(owner) == [1, 2, 3, 4, 5]
+
+
+async def test_spools_do_not_disturb_each_other(
+    collector: Connection, owner: Connection, stored: Spool, other_spool: Spool, principal: str
+) -> None:
+    assert await take_in(collector, other_spool.id, OTHER, other_spool.frames()) == 1
+    owners = await owner.fetch("SELECT spool, owner FROM spools")
+    assert {each["spool"]: each["owner"] for each in owners} == {stored.id: principal, other_spool.id: OTHER}
+
+
+async def test_a_spool_of_another_owner_is_refused_and_leaves_nothing(
+    collector: Connection, owner: Connection, stored: Spool
+) -> None:
+    stored.append(path="/forged")
+    for frames in (b"", stored.frames()):
+        with pytest.raises(NotTheOwner, match=f"belongs to .*catalog; {OTHER} ships it"):
+            await take_in(collector, stored.id, OTHER, frames)
+    assert await sequences(owner) == [1, 2, 3, 4]
+    assert await quarantined(owner) == []
+
+
+def altered(frames: bytes) -> bytes:
+    """The last byte of the first body is turned, its link left."""
+    body_end = 4 + int.from_bytes(frames[:4], "little")
+    return frames[: body_end - 1] + bytes([frames[body_end - 1] ^ 1]) + frames[body_end:]
+
+
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        pytest.param(lambda new: new[1], "record 6 follows where record 5 is due", id="a gap"),
+        pytest.param(lambda new: new[0] + new[0], "record 5 follows where record 6 is due", id="a record twice"),
+        pytest.param(
+            lambda new: altered(new[0]) + new[1], "record 5: its link does not follow", id="an altered record"
+        ),
+        pytest.param(lambda new: new[0] + new[1][:-1], "cut short", id="a record cut short"),
+        pytest.param(lambda new: b"\xff" * 64, "out of bounds", id="garbage"),
+        pytest.param(
+            lambda new: new[0][:-1] + bytes([new[0][-1] ^ 1]), "its link does not follow", id="an altered link"
+        ),
+    ],
+)
+async def test_a_batch_that_does_not_go_on_is_kept_aside_and_nothing_of_it_stored(
+    collector: Connection, owner: Connection, stored: Spool, principal: str, bad: Any, said: str
+) -> None:
+    known = len(stored.frames())
+    stored.append(path="/d")
+    stored.append(path="/e")
+    frames = bad(split(stored.frames()[known:]))
+    for _ in range(2):
+        with pytest.raises(BadBatch, match=said):
+            await take_in(collector, stored.id, principal, frames)
+    assert await sequences(owner) == [1, 2, 3, 4]
+    [(reason, kept)] = await quarantined(owner)
+    assert said in reason
+    assert kept == frames
+    assert await take_in(collector, stored.id, principal, stored.frames()[known:]) == 6, "the good ones still go on"
+
+
+async def test_a_fork_is_found_and_kept_aside(
+    collector: Connection, owner: Connection, stored: Spool, other_spool: Spool, principal: str
+) -> None:
+    """The same sequences with another history."""
+    for path in ("/x", "/y", "/z"):
+        other_spool.append(path=path)
+    with pytest.raises(BadBatch, match="record 4 was shipped before with another content: the spool has forked"):
+        await take_in(collector, stored.id, principal, other_spool.frames())
+    assert [frames for _, frames in await quarantined(owner)] == [other_spool.frames()]
+
+
+async def test_a_fork_that_goes_on_is_found_too(
+    collector: Connection, owner: Connection, stored: Spool, other_spool: Spool, principal: str
+) -> None:
+    for path in ("/a", "/b", "/c", "/d", "/e"):
+        other_spool.append(path=path)
+    with pytest.raises(BadBatch, match="forked"):
+        await take_in(collector, stored.id, principal, other_spool.frames())
+    with pytest.raises(BadBatch, match="record 5: its link does not follow"):
+        await take_in(collector, stored.id, principal, b"".join(split(other_spool.frames())[4:]))
+    assert await sequences(owner) == [1, 2, 3, 4]
+
+
+async def test_a_second_end_of_one_decision_is_kept_aside(
+    collector: Connection, owner: Connection, stored: Spool, principal: str
+) -> None:
+    """It is no trouble of the store's, and would come again for ever."""
+    stored.append("end", decision_sequence=2, status=200)
+    stored.append("end", decision_sequence=2, status=500)
+    with pytest.raises(BadBatch):
+        await take_in(collector, stored.id, principal, stored.frames())
+    assert await sequences(owner) == [1, 2, 3, 4]
+    assert len(await quarantined(owner)) == 1
+
+
+async def test_a_schema_that_no_column_holds_is_kept_aside(
+    collector: Connection, owner: Connection, spool: Spool, principal: str
+) -> None:
+    """Written by something that is none of ours, with a sound chain."""
+    frame = bytearray(spool.frames())
+    frame[4:6] = b"\xff\xff"
+    length = int.from_bytes(frame[:4], "little")
+    frame[4 + length :] = next_link(first_link(), bytes(frame[4 : 4 + length]))
+    with pytest.raises(BadBatch):
+        await take_in(collector, spool.id, principal, bytes(frame))
+    assert len(await quarantined(owner)) == 1
+
+
+# Rows -----------------------------------------------------------------------------------------------------------------
+
+
+def row_of(spool: Spool, record: Record) -> dict[str, Any]:
+    return dict(zip(COLUMNS, row(spool.id, "owner", record), strict=True))
+
+
+TEXTS = [
+    pytest.param(b"/plain", "/plain", id="plain"),
+    pytest.param("/größe/🛡".encode(), "/größe/🛡", id="UTF-8"),
+    pytest.param(b"/\xff\xfe", r"/\xff\xfe", id="bad UTF-8"),
+    pytest.param(b"/a\0b", r"/a\x00b", id="NUL"),
+    pytest.param(b"\xed\xa0\x80", r"\xed\xa0\x80", id="a surrogate"),
+    pytest.param(b"'; DROP TABLE records; --", "'; DROP TABLE records; --", id="SQL"),
+    pytest.param(b"\\N\t\n", "\\N\t\n", id="what COPY means by nothing"),
+    pytest.param(b"", "", id="empty"),
+]
+
+
+@pytest.mark.parametrize(("given", "shown"), TEXTS)
+async def test_any_text_is_stored_as_text_and_to_the_byte(
+    collector: Connection, owner: Connection, spool: Spool, principal: str, given: bytes, shown: str
+) -> None:
+    spool.append(path=given)
+    await take_in(collector, spool.id, principal, spool.frames())
+    stored = await owner.fetchrow("SELECT path, method, body FROM records WHERE sequence = 2")
+    assert stored is not None
+    assert (stored["path"], stored["method"]) == (shown, None)
+    assert stored["body"].endswith(given)
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [(0, 0), (65_535, 65_535), (2**63 - 1, 2**63 - 1), (2**63, 2**63 - 1), (2**64 - 1, 2**63 - 1)],
+)
+async def test_any_number_is_stored_and_those_that_are_too_large_as_the_largest(
+    collector: Connection, owner: Connection, spool: Spool, principal: str, given: int, shown: int
+) -> None:
+    spool.append(rule=given, bytes_sent=given, decision_sequence=given)
+    await take_in(collector, spool.id, principal, spool.frames())
+    stored = await owner.fetchrow("SELECT rule, bytes_sent, decision_sequence FROM records WHERE sequence = 2")
+    assert stored is not None
+    assert tuple(stored) == (shown, shown, shown)
+
+
+@pytest.mark.parametrize(
+    ("time_ns", "shown"),
+    [
+        pytest.param(0, datetime(1970, 1, 1, tzinfo=UTC), id="the epoch"),
+        pytest.param(1_500_000_000_123_456_789, datetime(2017, 7, 14, 2, 40, 0, 123456, tzinfo=UTC), id="some time"),
+        pytest.param(2**63, datetime(2262, 4, 11, 23, 47, 16, 854775, tzinfo=UTC), id="over 2^63"),
+        pytest.param(2**64 - 1, datetime(2554, 7, 21, 23, 34, 33, 709551, tzinfo=UTC), id="the last that fits"),
+    ],
+)
+async def test_any_time_is_stored_and_kept_to_the_nanosecond(
+    collector: Connection, owner: Connection, spool: Spool, principal: str, time_ns: int, shown: datetime
+) -> None:
+    spool.writer.append("decision", time_ns, {})
+    await take_in(collector, spool.id, principal, spool.frames())
+    stored = await owner.fetchrow("SELECT time, time_ns FROM records WHERE sequence = 2")
+    assert stored is not None
+    assert (stored["time"], int(stored["time_ns"])) == (shown, time_ns)
+
+
+def test_a_row_has_every_field_of_its_record(spool: Spool) -> None:
+    spool.append("act", actor="spiffe://a/b", action="svid.issue", object="1f", effect="allow", keys=b"\1")
+    [record] = verify_frames(0, first_link(), spool.frames())[0][1:]
+    found = row_of(spool, record)
+    given = {name: value for name, value in found.items() if value is not None}
+    assert given == {
+        "spool": spool.id,
+        "sequence": 2,
+        "owner": "owner",
+        "schema": 1,
+        "kind": "act",
+        "time": found["time"],
+        "time_ns": record.time_ns,
+        "body": record.body,
+        "link": record.link,
+        "actor": "spiffe://a/b",
+        "action": "svid.issue",
+        "object": "1f",
+        "effect": "allow",
+        "keys": b"\1",
+    }
+
+
+async def test_every_column_is_one_of_the_stores_and_no_column_is_forgotten(owner: Connection) -> None:
+    stored = await owner.fetch("SELECT column_name FROM information_schema.columns WHERE table_name = 'records'")
+    assert {each["column_name"] for each in stored} == {*COLUMNS, "received"}

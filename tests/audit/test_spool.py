@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from peltast.audit.spool import MAX_BATCH_BYTES, SpoolReader, spool_bytes, spool_folders
+from peltast.authz._engine import SpoolUsage, first_link, next_link, scan_frames, skip_frames, verify_frames
+
+Spool = Any
+
+BIG = "x" * 600_000
+
+WRITER = """
+import sys
+from pathlib import Path
+from peltast.authz._engine import SpoolUsage, SpoolWriter
+root = Path(sys.argv[1])
+writer = SpoolWriter(root, SpoolUsage(root, 1 << 20), 1)
+for number in range(3):
+    writer.append("decision", 2 + number, {"path": f"/{number}"})
+print("written", flush=True)
+sys.stdin.read()
+"""
+
+
+def sequences(frames: bytes) -> list[int]:
+    found = scan_frames(frames)
+    if found is None:
+        return []
+    first, last, length = found
+    assert length == len(frames), "a batch holds whole records"
+    return list(range(first, last + 1))
+
+
+def read_all(reader: SpoolReader) -> bytes:
+    batches = []
+    while frames := reader.read():
+        batches.append(frames)
+        reader.acknowledge(sequences(frames)[-1])
+    return b"".join(batches)
+
+
+# Writing --------------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_written_reads_back_in_a_sound_chain(spool: Spool) -> None:
+    assert spool.append("decision", path="/a", status=200, program=b"\1\2") == 2
+    assert spool.append("end", decision_sequence=2, status=204) == 3
+    records, last, link = verify_frames(0, first_link(), spool.frames())
+    assert [(each.kind, each.sequence, each.schema) for each in records] == [
+        ("genesis", 1, 1),
+        ("decision", 2, 1),
+        ("end", 3, 1),
+    ]
+    assert records[0].fields["spool_id"] == spool.id
+    assert records[1].fields == {"path": b"/a", "status": 200, "program": b"\1\2"}
+    assert records[1].time_ns < records[2].time_ns
+    assert (last, link) == (3, records[2].link)
+    assert records[2].link == next_link(records[1].link, records[2].body)
+
+
+def test_spools_are_their_owners_only(spool: Spool) -> None:
+    assert stat.S_IMODE(spool.root.stat().st_mode) == 0o700
+    assert stat.S_IMODE(spool.folder.stat().st_mode) == 0o700
+    files = [spool.root / "usage", *spool.folder.iterdir()]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "said"),
+    [
+        pytest.param("guess", {}, "no record is of kind", id="kind"),
+        pytest.param("decision", {"colour": "red"}, "no field is called", id="field"),
+    ],
+)
+def test_what_no_record_holds_is_refused_and_not_written(
+    spool: Spool, kind: str, fields: dict[str, str], said: str
+) -> None:
+    before = spool.frames()
+    with pytest.raises(ValueError, match=said):
+        spool.append(kind, **fields)
+    assert spool.frames() == before
+    assert spool.append() == 2
+
+
+def test_usage_counts_what_is_written_and_not_yet_acknowledged(spool: Spool, usage: SpoolUsage) -> None:
+    spool.append(path="/a")
+    size = len(spool.frames())
+    assert usage.held == size == spool_bytes(spool.root)
+    usage.acknowledge(size - 5)
+    assert usage.held == 5
+    usage.reset(70)
+    assert usage.held == 70
+    assert SpoolUsage(spool.root, 1).held == 70, "it is shared by all who open it"
+
+
+def test_a_full_segment_is_followed_by_another_that_begins_with_its_record(spool: Spool) -> None:
+    for _ in range(9):
+        spool.append(detail=BIG)
+    first, second = spool.segments
+    assert (first.name, second.name) == (f"{1:020}.segment", f"{scan_frames(second.read_bytes())[0]:020}.segment")
+    assert verify_frames(0, first_link(), spool.frames())[1] == 10
+
+
+# Reading --------------------------------------------------------------------------------------------------------------
+
+
+def test_a_reader_gets_what_was_written_and_then_what_comes(spool: Spool) -> None:
+    reader = spool.reader()
+    assert reader.spool_id == spool.id
+    spool.append()
+    assert sequences(reader.read()) == [1, 2]
+    assert reader.acknowledge(2) == len(spool.frames())
+    assert reader.read() == b""
+    spool.append()
+    assert sequences(reader.read()) == [3]
+
+
+def test_what_was_not_acknowledged_is_read_again(spool: Spool) -> None:
+    reader = spool.reader()
+    assert sequences(reader.read()) == [1]
+    spool.append()
+    assert sequences(reader.read()) == [1, 2]
+
+
+def test_less_than_was_sent_cannot_be_acknowledged(spool: Spool) -> None:
+    reader = spool.reader()
+    spool.append()
+    reader.read()
+    with pytest.raises(ValueError, match="record 1 is acknowledged where 2 was sent"):
+        reader.acknowledge(1)
+
+
+def test_batches_are_bounded_and_join_to_what_was_written(spool: Spool) -> None:
+    for _ in range(9):
+        spool.append(detail=BIG)
+    reader, batches = spool.reader(), []
+    written = spool.frames()
+    while frames := reader.read():
+        batches.append(frames)
+        reader.acknowledge(sequences(frames)[-1])
+    assert b"".join(batches) == written
+    assert len(batches) > 2
+    assert max(map(len, batches)) <= MAX_BATCH_BYTES
+
+
+def test_a_segment_goes_when_what_follows_it_is_acknowledged(spool: Spool) -> None:
+    for _ in range(9):
+        spool.append(detail=BIG)
+    last = spool.segments[-1]
+    read_all(spool.reader())
+    assert spool.segments == [last]
+
+
+@pytest.mark.parametrize("stands_at", range(12))
+def test_a_new_reader_goes_on_where_the_store_stands(spool: Spool, stands_at: int) -> None:
+    for _ in range(10):
+        spool.append(detail=BIG)
+    written = spool.frames()
+    known = skip_frames(written, stands_at)
+    before = known[0] if known else 0
+    reader = spool.reader()
+    assert reader.seek(stands_at) == before
+    assert read_all(reader) == written[before:]
+
+
+@pytest.mark.parametrize("torn", [1, 3, 4, 23, -33, -32, -1])
+def test_a_record_that_is_not_whole_yet_is_not_read(spool: Spool, torn: int) -> None:
+    spool.append(path="/whole")
+    whole = len(spool.frames())
+    spool.append(path="/torn")
+    [segment] = spool.segments
+    complete = segment.read_bytes()
+    cut = complete[: whole + torn] if torn > 0 else complete[:torn]
+    segment.write_bytes(cut)
+    reader = spool.reader()
+    assert sequences(reader.read()) == [1, 2]
+    reader.acknowledge(2)
+    assert reader.read() == b""
+    segment.write_bytes(complete)
+    assert sequences(reader.read()) == [3]
+
+
+def test_what_can_never_become_a_record_is_an_error(spool: Spool) -> None:
+    with spool.segments[0].open("ab") as file:
+        file.write(b"\xff" * 100)
+    with pytest.raises(ValueError, match="out of bounds"):
+        spool.reader().read()
+
+
+# Removing -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_spool_stays_while_its_writer_lives(spool: Spool) -> None:
+    reader = spool.reader()
+    read_all(reader)
+    assert reader.remove_if_finished() is None
+    assert spool.append() == 2
+    assert sequences(reader.read()) == [2]
+
+
+def test_a_spool_stays_while_there_is_something_to_read(spool: Spool) -> None:
+    reader = spool.reader()
+    spool.die()
+    assert reader.remove_if_finished() is None
+    assert sequences(reader.read()) == [1]
+
+
+@pytest.mark.parametrize("torn", [0, 7])
+def test_a_spool_goes_when_its_writer_is_dead_and_all_of_it_was_read(spool: Spool, torn: int) -> None:
+    reader = spool.reader()
+    read_all(reader)
+    with spool.segments[0].open("ab") as file:
+        file.write(bytes([40, 0, 0, 0, 0, 0, 0])[:torn])
+    spool.die()
+    assert reader.remove_if_finished() == torn
+    assert not spool.folder.exists()
+
+
+def test_a_spool_that_was_committed_before_a_restart_goes_too(spool: Spool) -> None:
+    spool.append()
+    spool.die()
+    reader = spool.reader()
+    assert reader.seek(2) > 0
+    assert reader.remove_if_finished() == 0
+    assert not spool.folder.exists()
+
+
+def test_a_killed_writer_leaves_its_records_and_no_lock(root: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(root)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "written\n"
+        [folder] = spool_folders(root)
+        reader = SpoolReader(folder)
+        read_all(reader)
+        assert reader.remove_if_finished() is None, "it still lives"
+        writer.send_signal(signal.SIGKILL)
+        writer.wait(20)
+    again = SpoolReader(folder)
+    assert sequences(again.read()) == [1, 2, 3, 4]
+    assert reader.remove_if_finished() == 0
+    assert spool_folders(root) == []
+
+
+def test_folders_and_bytes_are_counted_below_a_root(root: Path, spool: Spool, other_spool: Spool) -> None:
+    spool.append(path="/a")
+    assert spool_folders(root) == sorted([spool.folder, other_spool.folder])
+    assert spool_bytes(root) == len(spool.frames()) + len(other_spool.frames())
+    shutil.rmtree(spool.folder)
+    assert spool_bytes(root) == len(other_spool.frames())
+    assert spool_folders(root / "missing") == []

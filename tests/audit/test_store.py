@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres, embedded_version
+from peltast.audit.store.migrate import migrate
+
+
+@pytest.fixture
+async def empty(postgres: EmbeddedPostgres, owner: asyncpg.Connection) -> AsyncIterator[asyncpg.Connection]:
+    """A connection to a database of its own with nothing in it."""
+    await owner.execute("CREATE DATABASE migrating")
+    connection = await asyncpg.connect(postgres.url(SUPERUSER).replace("/postgres?", "/migrating?"))
+    try:
+        yield connection
+    finally:
+        await connection.close()
+        await owner.execute("DROP DATABASE migrating")
+
+
+async def test_migrating_an_empty_database_applies_everything_and_again_nothing(empty: asyncpg.Connection) -> None:
+    assert await migrate(empty) == ["0001_records.sql"]
+    assert await migrate(empty) == []
+    assert await empty.fetch("SELECT * FROM requests") == []
+
+
+async def test_a_migration_that_fails_changes_nothing(empty: asyncpg.Connection) -> None:
+    await empty.execute("CREATE TABLE quarantine (in_the_way int)")
+    with pytest.raises(asyncpg.DuplicateTableError):
+        await migrate(empty)
+    tables = await empty.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    assert [row["tablename"] for row in tables] == ["quarantine"]
+
+
+RECORD = (
+    "INSERT INTO records (spool, sequence, owner, schema, time, time_ns, body, link) "
+    "VALUES ('', 1, '', 1, now(), 1, '', '')"
+)
+
+ALLOWED = [
+    ("collector", "SELECT spool, sequence, link FROM records"),
+    ("collector", RECORD),
+    ("collector", "SELECT * FROM spools"),
+    ("collector", "UPDATE spools SET sequence = 1, link = link, last_seen = now()"),
+    ("auditor", "SELECT * FROM records"),
+    ("auditor", "SELECT * FROM requests"),
+    ("auditor", "SELECT * FROM spools"),
+    ("auditor", "SELECT * FROM quarantine"),
+]
+
+DENIED = [
+    ("collector", "SELECT body FROM records"),
+    ("collector", "SELECT * FROM records"),
+    ("collector", "SELECT path FROM records"),
+    ("collector", "SELECT * FROM requests"),
+    ("collector", "UPDATE records SET path = ''"),
+    ("collector", "DELETE FROM records"),
+    ("collector", "TRUNCATE records"),
+    ("collector", "UPDATE spools SET owner = ''"),
+    ("collector", "DELETE FROM spools"),
+    ("collector", "SELECT frames FROM quarantine"),
+    ("collector", "DELETE FROM quarantine"),
+    ("collector", "DROP TABLE records"),
+    ("collector", "CREATE TABLE public.mine (a int)"),
+    ("auditor", RECORD),
+    ("auditor", "UPDATE records SET path = ''"),
+    ("auditor", "DELETE FROM records"),
+    ("auditor", "UPDATE spools SET sequence = 1"),
+    ("auditor", "INSERT INTO spools (spool, owner, sequence, link) VALUES ('', '', 0, '')"),
+    ("auditor", "DELETE FROM quarantine"),
+    ("auditor", "UPDATE requests SET path = ''"),
+    ("auditor", "COPY records TO PROGRAM 'true'"),
+]
+
+
+@pytest.mark.parametrize(("role", "statement"), ALLOWED)
+async def test_a_role_may_do_its_work(
+    collector: asyncpg.Connection, auditor: asyncpg.Connection, role: str, statement: str
+) -> None:
+    await (collector if role == "collector" else auditor).execute(statement)
+
+
+@pytest.mark.parametrize(("role", "statement"), DENIED)
+async def test_a_role_may_do_nothing_else(
+    collector: asyncpg.Connection, auditor: asyncpg.Connection, role: str, statement: str
+) -> None:
+    with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.ObjectNotInPrerequisiteStateError)):
+        await (collector if role == "collector" else auditor).execute(statement)
+
+
+async def test_the_server_listens_on_its_socket_only(postgres: EmbeddedPostgres, owner: asyncpg.Connection) -> None:
+    assert await owner.fetchval("SHOW listen_addresses") == ""
+    assert await owner.fetchval("SHOW unix_socket_permissions") == "0700"
+    assert await owner.fetchval("SHOW server_version") == embedded_version()
+
+
+async def test_preparing_a_prepared_cluster_leaves_it_alone(postgres: EmbeddedPostgres) -> None:
+    await postgres.prepare()
+
+
+def test_a_lock_of_a_killed_server_is_taken_away(tmp_path: Path) -> None:
+    (tmp_path / "postmaster.pid").write_text("1")
+    server = EmbeddedPostgres(tmp_path, tmp_path)
+    server.remove_stale_lock()
+    server.remove_stale_lock()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,63 @@
+"""The compiler by example: tests/golden/compile/NAME.yaml compiles to NAME.out.yaml, for the workload shop/catalog."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from peltast.authz._engine import KeySets, Program
+from peltast.authz.revision import Revision, compile_revision
+from peltast.policies.snapshot import load
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "compile"
+INPUTS = sorted(path for path in GOLDEN.glob("*.yaml") if not path.name.endswith(".out.yaml"))
+WORKLOAD = "shop/catalog"
+
+
+def compiled(workloads: str, text: str) -> Revision:
+    return compile_revision(load({"w.yaml": workloads.encode(), "p.yaml": text.encode()}, "cluster.local", 1))
+
+
+def test_there_are_examples_and_each_output_has_its_input() -> None:
+    outputs = {path.name.removesuffix(".out.yaml") for path in GOLDEN.glob("*.out.yaml")}
+    assert outputs == {path.stem for path in INPUTS}
+    assert len(outputs) > 20
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
+def test_an_example_compiles_to_its_output(path: Path, workloads: str) -> None:
+    revision = compiled(workloads, path.read_text())
+    program = json.loads(revision.programs[WORKLOAD])
+    assert program.pop("schema") == 1
+    assert program.pop("workload") == {
+        "principal": "spiffe://cluster.local/ns/shop/sa/catalog",
+        "ports": {"80": 8080, "90": 9090},
+    }
+    given: dict[str, Any] = {**program, "keys": json.loads(revision.keys[WORKLOAD])}
+    wanted = yaml.safe_load(path.with_name(f"{path.stem}.out.yaml").read_text())
+    assert {name: value for name, value in given.items() if value} == wanted
+
+
+@pytest.mark.parametrize("path", INPUTS, ids=lambda path: path.stem)
+def test_the_engine_loads_what_is_compiled(path: Path, workloads: str) -> None:
+    revision = compiled(workloads, path.read_text())
+    assert Program.load(revision.programs[WORKLOAD]).principal == "spiffe://cluster.local/ns/shop/sa/catalog"
+    KeySets.load(revision.keys[WORKLOAD])
+
+
+def test_the_same_policies_compile_to_the_same_bytes_wherever_they_are(
+    workloads: str, policy: Callable[..., str]
+) -> None:
+    first, second = policy({"rules": [{}]}, name="a"), policy({"action": "DENY", "rules": [{}]}, name="b")
+    here = compiled(workloads, f"{first}---\n{second}").programs[WORKLOAD]
+    assert compiled(workloads, f"# a comment\n{second}---\n{first}").programs[WORKLOAD] == here
+
+
+def test_a_policy_for_others_leaves_a_program_as_it_is(workloads: str, policy: Callable[..., str]) -> None:
+    other = policy({"rules": [{}]}, namespace="front")
+    assert compiled(workloads, other).programs[WORKLOAD] == compiled(workloads, "").programs[WORKLOAD]

@@ -1,0 +1,273 @@
+"""What each kind refuses: the file, the line, the field, what was given and what is allowed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from peltast.policies.problems import Problem
+
+Problems = Callable[..., list[Problem]]
+
+HEADS = {
+    "AuthorizationPolicy": "security.istio.io/v1",
+    "RequestAuthentication": "security.istio.io/v1",
+    "PeerAuthentication": "security.istio.io/v1",
+    "RegoPolicy": "peltast.dev/v1",
+    "WorkloadRegistration": "peltast.dev/v1",
+    "WorkloadEntry": "networking.istio.io/v1",
+    "Service": "v1",
+}
+SPEC_LINE = 5
+"""The line of the first member of a spec."""
+
+
+def document(kind: str, spec: str) -> str:
+    head = f"apiVersion: {HEADS[kind]}\nkind: {kind}\nmetadata: {{name: x, namespace: shop}}\nspec:\n"
+    return head + "".join(f"  {line}\n" for line in spec.split("\n"))
+
+
+RULE = "rules:\n- from:\n  - source:\n      "
+OPERATION = "rules:\n- to:\n  - operation:\n      "
+WHEN = "rules:\n- when:\n  - "
+PORTS = "selector: {a: b}\nports:\n- "
+REGO = "entrypoint: data.a.b\nmodule: package a\n"
+
+REFUSED = [
+    # kind, spec, line after the first of the spec, field, given, allowed
+    ("AuthorizationPolicy", "rulez: []", 0, "rulez", "unknown field", "did you mean rules?"),
+    ("AuthorizationPolicy", "zzz: []", 0, "zzz", "unknown field", "known are selector, action, provider, rules"),
+    ("AuthorizationPolicy", "action: AUDIT", 0, "action", '"AUDIT" is given', "'ALLOW', 'DENY' or 'CUSTOM'"),
+    ("AuthorizationPolicy", "action: allow", 0, "action", '"allow" is given', "'ALLOW', 'DENY' or 'CUSTOM'"),
+    ("AuthorizationPolicy", "action: DENY", 0, "rules", "no rules are given", "would never match"),
+    ("AuthorizationPolicy", "action: CUSTOM\nrules: [{}]", 0, "provider", "nothing is given", "needs provider.name"),
+    ("AuthorizationPolicy", "rules: [{}]\nprovider: {name: a}", 1, "provider", "action ALLOW", "only action CUSTOM"),
+    ("AuthorizationPolicy", "targetRef: {}", 0, "targetRef", "not taken here", "use selector"),
+    ("AuthorizationPolicy", "targetRefs: []", 0, "targetRefs", "not taken here", "use selector"),
+    ("AuthorizationPolicy", "rules: {}", 0, "rules", "{} is given", "array"),
+    ("AuthorizationPolicy", "rules:\n- form: []", 1, "rules[0].form", "unknown field", "did you mean from?"),
+    ("AuthorizationPolicy", "rules:\n- from: []", 1, "rules[0].from", "an empty list", "leave it out"),
+    ("AuthorizationPolicy", "rules:\n- to: []", 1, "rules[0].to", "an empty list", "leave it out"),
+    ("AuthorizationPolicy", "rules:\n- when: []", 1, "rules[0].when", "an empty list", "leave it out"),
+    ("AuthorizationPolicy", RULE + "principal: [a]", 3, "…source.principal", "unknown field", "mean principals?"),
+    ("AuthorizationPolicy", RULE + "principals: a", 3, "…source.principals", '"a" is given', "array"),
+    ("AuthorizationPolicy", RULE + "principals: [1]", 3, "…source.principals[0]", "1 is given", "string"),
+    ("AuthorizationPolicy", RULE + "principals: ['']", 3, "…source.principals[0]", "empty text", '"*" matches any'),
+    ("AuthorizationPolicy", RULE + "principals: []", 3, "…source.principals", "an empty list", "leave it out"),
+    (
+        "AuthorizationPolicy",
+        RULE + "namespaces: [a]\n      notPrincipals: []",
+        4,
+        "…source.notPrincipals",
+        "an empty list",
+        "leave it out",
+    ),
+    ("AuthorizationPolicy", RULE + "remoteIpBlocks: [a]", 3, "…source.remoteIpBlocks", "not taken", "behind proxies"),
+    ("AuthorizationPolicy", RULE + "serviceAccounts: [a]", 3, "…source.serviceAccounts", "not taken", "the principal"),
+    ("AuthorizationPolicy", RULE + "ipBlocks: [a]", 3, "…source.ipBlocks[0]", "'a' is given", "CIDR block"),
+    ("AuthorizationPolicy", RULE + "ipBlocks: [10.0.0.0/33]", 3, "…source.ipBlocks[0]", "/33", "CIDR block"),
+    ("AuthorizationPolicy", RULE + "ipBlocks: [10.0.0.0/255.0.0.0]", 3, "…source.ipBlocks[0]", "/255", "CIDR block"),
+    ("AuthorizationPolicy", RULE + "ipBlocks: ['fe80::1%eth0']", 3, "…source.ipBlocks[0]", "%eth0", "CIDR block"),
+    ("AuthorizationPolicy", RULE + "ipBlocks: ['::ffff:10.0.0.0/104']", 3, "…source.ipBlocks[0]", "ffff", "IPv4"),
+    ("AuthorizationPolicy", RULE + "notIpBlocks: [a, b]", 3, "…source.notIpBlocks[0]", "'a' is given", "CIDR block"),
+    ("AuthorizationPolicy", OPERATION + "ports: ['0']", 3, "…operation.ports[0]", "'0' is given", '"1" to "65535"'),
+    ("AuthorizationPolicy", OPERATION + "ports: ['65536']", 3, "…operation.ports[0]", "'65536'", '"1" to "65535"'),
+    ("AuthorizationPolicy", OPERATION + "ports: ['080']", 3, "…operation.ports[0]", "'080' is given", '"1" to "65535"'),
+    ("AuthorizationPolicy", OPERATION + "ports: ['80*']", 3, "…operation.ports[0]", "'80*' is given", '"1" to "65535"'),
+    ("AuthorizationPolicy", OPERATION + "ports: [80]", 3, "…operation.ports[0]", "80 is given", "string"),
+    ("AuthorizationPolicy", OPERATION + "paths: ['/{*}']", 3, "…operation.paths[0]", "'/{*}' is given", "templates"),
+    ("AuthorizationPolicy", OPERATION + "hosts: []", 3, "…operation.hosts", "an empty list", "leave it out"),
+    ("AuthorizationPolicy", "rules:\n- to:\n  - operation: {}", 2, "…operation", "nothing is given", "at least one of"),
+    ("AuthorizationPolicy", "rules:\n- from:\n  - source: {}", 2, "…source", "nothing is given", "at least one of"),
+    ("AuthorizationPolicy", "rules:\n- from:\n  - {}", 2, "…from[0].source", "nothing is given", "required"),
+    ("AuthorizationPolicy", WHEN + "key: source.ip", 2, "…when[0]", "no values", "needs values or notValues"),
+    (
+        "AuthorizationPolicy",
+        WHEN + "key: user\n    values: [a]",
+        2,
+        "…when[0].key",
+        "'user' is given",
+        "request.headers",
+    ),
+    (
+        "AuthorizationPolicy",
+        WHEN + "key: request.headers\n    values: [a]",
+        2,
+        "…when[0].key",
+        "'request.headers' is given",
+        "request.headers[NAME]",
+    ),
+    ("AuthorizationPolicy", WHEN + "key: source.ip\n    values: [a]", 3, "…when[0].values[0]", "'a'", "CIDR block"),
+    (
+        "AuthorizationPolicy",
+        WHEN + "key: destination.port\n    values: [http]",
+        3,
+        "…when[0].values[0]",
+        "'http' is given",
+        '"1" to "65535"',
+    ),
+    (
+        "AuthorizationPolicy",
+        WHEN + "key: destination.port\n    notValues: ['80', '80*']",
+        3,
+        "…when[0].notValues[1]",
+        "'80*' is given",
+        '"1" to "65535"',
+    ),
+    (
+        "AuthorizationPolicy",
+        WHEN + "key: source.ip\n    values: ['']",
+        3,
+        "…when[0].values[0]",
+        "'' is given",
+        "CIDR block",
+    ),
+    ("RequestAuthentication", "jwtRules:\n- issuer: a", 1, "…jwtRules[0].jwks", "nothing is given", "required"),
+    ("RequestAuthentication", "jwtRules:\n- issuer: a\n  jwks: '{'", 2, "…jwtRules[0].jwks", "not JSON", "JWK Set"),
+    ("RequestAuthentication", "jwtRules:\n- issuer: ''\n  jwks: '{}'", 1, "…jwtRules[0].issuer", '"" is', "1 char"),
+    (
+        "RequestAuthentication",
+        "jwtRules:\n- issuer: a\n  jwksUri: b\n  jwks: '{}'",
+        2,
+        "…jwksUri",
+        "not taken",
+        "not fetched yet",
+    ),
+    (
+        "RequestAuthentication",
+        "jwtRules:\n- issuer: a\n  fromHeaders: []\n  jwks: '{}'",
+        2,
+        "…fromHeaders",
+        "not taken",
+        "only",
+    ),
+    ("PeerAuthentication", "mtls: {mode: PERMISSIVE}", 0, "mtls.mode", '"PERMISSIVE"', "'UNSET' or 'STRICT'"),
+    ("PeerAuthentication", "mtls: {mode: DISABLE}", 0, "mtls.mode", '"DISABLE"', "'UNSET' or 'STRICT'"),
+    ("PeerAuthentication", "portLevelMtls: {}", 0, "portLevelMtls", "not taken", "only STRICT"),
+    ("RegoPolicy", "module: package a", 0, "", "nothing is given", "required"),
+    ("RegoPolicy", "entrypoint: a.b\nmodule: package a", 0, "entrypoint", '"a.b" is given', "pattern"),
+    ("RegoPolicy", "entrypoint: data.a.b", 0, "module", "no Rego is given", "a .rego file"),
+    ("RegoPolicy", "entrypoint: data.a.b\nfiles: [a.json]", 0, "module", "no Rego is given", "a .rego file"),
+    ("RegoPolicy", REGO + "files: [a.txt]", 2, "files[0]", "'a.txt' is given", "a .rego or a .json"),
+    ("RegoPolicy", REGO + "timeout: 51ms", 2, "timeout", "51ms is given", "at most 50ms in the sidecar tier"),
+    ("RegoPolicy", REGO + "timeout: 11s\ntier: check", 2, "timeout", "11s is given", "at most 10000ms in the check"),
+    ("RegoPolicy", REGO + "timeout: 0ms", 2, "timeout", '"0ms" is given', "pattern"),
+    ("RegoPolicy", REGO + "onError: ignore", 2, "onError", '"ignore" is given', "'deny' or 'allow'"),
+    ("RegoPolicy", REGO + "data: {a: .nan}", 2, "data", "not finite", "JSON"),
+    ("RegoPolicy", REGO + "data: {a: [.inf]}", 2, "data", "not finite", "JSON"),
+    ("Service", "ports: [{port: 1, targetPort: 2}]", 0, "", "nothing is given", "required"),
+    ("Service", "selector: {}\nports: [{port: 1, targetPort: 2}]", 0, "selector", "{} is given", "at least 1"),
+    ("Service", PORTS + "port: 0\n  targetPort: 1", 2, "ports[0].port", "0 is given", "greater than or equal to 1"),
+    ("Service", PORTS + "port: 1\n  targetPort: http", 3, "ports[0].targetPort", '"http" is given', "integer"),
+    ("Service", PORTS + "port: 1\n  targetPort: 1.5", 3, "ports[0].targetPort", "1.5 is given", "integer"),
+    ("Service", PORTS + "port: 1\n  targetPort: 1\n  protocol: UDP", 4, "ports[0].protocol", '"UDP"', "^TCP$"),
+    ("Service", PORTS + "port: 1\n  targetPort: 1\n  nodePort: 1", 4, "ports[0].nodePort", "not taken", "Kubernetes"),
+    (
+        "Service",
+        PORTS + "{port: 1, targetPort: 2}\n- {port: 1, targetPort: 3}",
+        2,
+        "ports[0].port",
+        "1 is given twice",
+        "given once",
+    ),
+    ("WorkloadEntry", "address: nowhere", 0, "address", "'nowhere' is given", "an IP address"),
+    ("WorkloadEntry", "address: 1.1.1.1\nserviceAccount: A/b", 1, "serviceAccount", '"A/b" is given', "pattern"),
+    ("WorkloadEntry", "address: 1.1.1.1\nweight: 1", 1, "weight", "not taken", "weights are not there yet"),
+    ("WorkloadRegistration", "workload: a\ncommand: []", 1, "command", "[] is given", "at least 1"),
+    ("WorkloadRegistration", "workload: a\ncommand: [a]\negres: []", 2, "egres", "unknown field", "mean egress?"),
+]
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "line", "field", "given", "allowed"),
+    [pytest.param(*row, id=f"{row[0]} {row[3]} {row[4]} {number}") for number, row in enumerate(REFUSED)],
+)
+def test_a_mistake_is_told_with_its_place_what_was_given_and_what_is_allowed(
+    problems_of: Problems, kind: str, spec: str, line: int, field: str, given: str, allowed: str
+) -> None:
+    problem = problems_of(a_yaml=document(kind, spec))[0]
+    assert problem.file == "a.yaml"
+    assert problem.field.endswith(field.lstrip("…"))
+    assert problem.field.startswith("spec")
+    assert given in problem.given
+    assert allowed in problem.allowed
+    if field in ("rules", "provider", "module") and "no" in given:
+        assert problem.line in range(SPEC_LINE, SPEC_LINE + 2)
+    else:
+        assert problem.line == SPEC_LINE + line
+
+
+def test_a_port_beyond_numbers_is_refused(problems_of: Problems) -> None:
+    (problem,) = problems_of(a_yaml=document("AuthorizationPolicy", OPERATION + f"ports: ['{'9' * 5000}']"))
+    assert problem.field == "spec.rules[0].to[0].operation.ports[0]"
+    assert len(str(problem)) < 1000
+
+
+HEADLESS = [
+    ("[]\n", 1, "", "a list or a scalar is given"),
+    ("text\n", 1, "", "a list or a scalar is given"),
+    ("{}\n", 1, "kind", "'None' is given"),
+    ("kind: AuthorisationPolicy\n", 1, "kind", "did you mean AuthorizationPolicy?"),
+    ("kind: [a]\n", 1, "kind", "known are AuthorizationPolicy"),
+    ("kind: EnvoyFilter\n", 1, "kind", "EnvoyFilter is refused: it would change the proxy behind the policies' back"),
+    ("kind: WasmPlugin\n", 1, "kind", "WasmPlugin is refused"),
+    ("kind: Service\napiVersion: v2\n", 2, "apiVersion", "Service has the API version v1"),
+    ("kind: Service\napiVersion: [v1]\n", 2, "apiVersion", "Service has the API version v1"),
+    ("kind: PeerAuthentication\napiVersion: security.istio.io/v1\n", 1, "metadata", "the field is required"),
+]
+
+
+@pytest.mark.parametrize(("text", "line", "field", "says"), HEADLESS)
+def test_what_is_no_known_resource_is_refused(
+    problems_of: Problems, text: str, line: int, field: str, says: str
+) -> None:
+    problem = problems_of(a_yaml=text)[0]
+    assert (problem.file, problem.line, problem.field) == ("a.yaml", line, field)
+    assert says in str(problem)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "field"),
+    [
+        ("{name: A}", "metadata.name"),
+        ("{name: a/b}", "metadata.name"),
+        ("{name: a\u0307}", "metadata.name"),
+        ('{name: "a\\n"}', "metadata.name"),
+        (f"{{name: {'a' * 254}}}", "metadata.name"),
+        ("{name: a, namespace: a.b}", "metadata.namespace"),
+        ("{name: a, namespace: ''}", "metadata.namespace"),
+        ("{name: a, labels: {a: 1}}", "metadata.labels.a"),
+        ("{name: 1}", "metadata.name"),
+        ("[]", "metadata"),
+    ],
+)
+def test_names_that_kubernetes_would_refuse_are_refused(problems_of: Problems, metadata: str, field: str) -> None:
+    text = f"apiVersion: security.istio.io/v1\nkind: PeerAuthentication\nmetadata: {metadata}\nspec: {{}}\n"
+    (problem,) = problems_of(a_yaml=text)
+    assert (problem.file, problem.line, problem.field) == ("a.yaml", 3, field)
+
+
+def test_unknown_members_beside_the_spec_are_refused(problems_of: Problems) -> None:
+    (problem,) = problems_of(a_yaml=document("PeerAuthentication", "{}") + "specs: {}\n")
+    assert (problem.line, problem.field, problem.allowed) == (6, "specs", "did you mean spec?")
+
+
+def test_what_a_cluster_adds_to_a_resource_is_passed_over(problems_of: Problems) -> None:
+    metadata = "{name: x, uid: u, annotations: {a: b}, creationTimestamp: null, managedFields: [{}]}"
+    text = document("PeerAuthentication", "{}").replace("{name: x, namespace: shop}", metadata)
+    assert problems_of(a_yaml=text + "status: {conditions: []}\n") == []
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta1"])
+def test_every_api_version_of_istio_is_taken(problems_of: Problems, version: str) -> None:
+    text = document("AuthorizationPolicy", "{}").replace("istio.io/v1", f"istio.io/{version}")
+    assert problems_of(a_yaml=text) == []
+
+
+def test_all_mistakes_of_all_files_are_told_at_once_in_their_order(problems_of: Problems) -> None:
+    wrong = document("AuthorizationPolicy", "rulez: []\nactoin: DENY")
+    problems = problems_of(b_yaml=wrong, a_yaml=wrong + "---\n" + wrong)
+    assert [(each.file, each.line) for each in problems] == [
+        ("a.yaml", 5), ("a.yaml", 6), ("a.yaml", 12), ("a.yaml", 13), ("b.yaml", 5), ("b.yaml", 6),
+    ]  # fmt: skip

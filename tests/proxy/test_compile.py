@@ -1,0 +1,228 @@
+"""What a sidecar is configured with, against files in `tests/golden/xds`.
+
+After a change that is meant, `PELTAST_WRITE_GOLDEN=1 pytest tests/proxy/test_compile.py` writes them anew. Such a run
+fails wherever it wrote something else than was there: read the difference, then run without the variable.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from google.protobuf import json_format
+
+from peltast.authz.revision import Revision
+from peltast.proxy.sidecar.binary import find_envoy, install_module
+from peltast.proxy.sidecar.bootstrap import bootstrap
+from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, Resource, Resources
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "xds"
+WRITE_VARIABLE = "PELTAST_WRITE_GOLDEN"
+
+Compiled = Callable[..., Resources]
+Json = dict[str, Any]
+
+
+def readable(resource: Resource) -> Json:
+    """The resource as plain values; documents for our module as text and not in Base64."""
+    value: Json = json.loads(json_format.MessageToJson(resource.body, preserving_proto_field_name=True))
+    if (config := value.get("typed_config", {}).get("filter_config")) is not None:
+        config["value"] = base64.b64decode(config["value"]).decode()
+    return value
+
+
+def plain(resources: Mapping[str, Resource]) -> dict[str, Json]:
+    return {name: readable(each) for name, each in resources.items()}
+
+
+def nodes(value: Any) -> Iterator[Json]:
+    """Every object in `value`."""
+    if isinstance(value, dict):
+        yield value
+        for member in value.values():
+            yield from nodes(member)
+    elif isinstance(value, list):
+        for member in value:
+            yield from nodes(member)
+
+
+@pytest.mark.parametrize("workload", ["storefront", "ledger-1"])
+def test_resources_are_as_in_the_golden_file(compiled: Compiled, workload: str) -> None:
+    resources = {type_url: plain(named) for type_url, named in compiled(f"bookshop/{workload}").items()}
+    text = yaml.safe_dump(resources, width=120)
+    file = GOLDEN / f"{workload}.yaml"
+    golden = file.read_text() if file.exists() else ""
+    if os.environ.get(WRITE_VARIABLE) and text != golden:
+        file.write_text(text)
+        pytest.fail(f"{file} was written anew: read what changed, and run without {WRITE_VARIABLE}")
+    assert text == golden, f"see the head of {Path(__file__).name} for how to write {file.name} anew"
+
+
+def test_every_golden_file_is_compared() -> None:
+    assert {file.stem for file in GOLDEN.glob("*")} == {"storefront", "ledger-1"}
+
+
+@pytest.mark.parametrize("workload", ["bookshop/storefront", "bookshop/ledger-1", "bookshop/ledger-2"])
+def test_compiling_is_pure(compiled: Compiled, workload: str) -> None:
+    first, second = compiled(workload), compiled(workload)
+    assert first == second
+    assert all(name == each.name for named in first.values() for name, each in named.items())
+
+
+def test_versions_differ_where_the_content_does(compiled: Compiled) -> None:
+    one, other = compiled("bookshop/ledger-1"), compiled("bookshop/ledger-1", module="peltast_filter_4567")
+    same = {name for name in one[CLUSTER] if one[CLUSTER][name].version == other[CLUSTER][name].version}
+    assert same == set(one[CLUSTER]), "clusters do not name the module"
+    for type_url in (LISTENER, EXTENSION_CONFIG):
+        for name, each in one[type_url].items():
+            assert each.version != other[type_url][name].version
+
+
+def test_all_tls_is_version_1_3_of_mutual_trust_by_sds(compiled: Compiled) -> None:
+    contexts = [
+        each["common_tls_context"]
+        for workload in ("bookshop/storefront", "bookshop/ledger-1")
+        for named in compiled(workload).values()
+        for each in nodes(plain(named))
+        if "common_tls_context" in each
+    ]
+    assert len(contexts) == 5, "two inbound listeners, the ledger of the storefront, and two check services"
+    for context in contexts:
+        limits = context["tls_params"]
+        assert limits["tls_minimum_protocol_version"] == limits["tls_maximum_protocol_version"] == "TLSv1_3"
+        assert [each["name"] for each in context["tls_certificate_sds_secret_configs"]] == ["default"]
+        assert context["combined_validation_context"]["validation_context_sds_secret_config"]["name"] == "ALL"
+
+
+@pytest.mark.parametrize(
+    ("cluster", "principals"),
+    [
+        pytest.param(
+            "outbound|9443||ledger.bookshop.svc.cluster.local",
+            ["spiffe://mesh.example/ns/bookshop/sa/ledger", "spiffe://mesh.example/ns/bookshop/sa/ledger-spare"],
+            id="another service: each of its workloads' identities",
+        ),
+        pytest.param("peltast-check", ["spiffe://mesh.example/peltast/control"], id="the check service"),
+    ],
+)
+def test_whoever_is_called_must_have_its_spiffe_id(compiled: Compiled, cluster: str, principals: list[str]) -> None:
+    found = readable(compiled("bookshop/storefront")[CLUSTER][cluster])
+    [matchers] = [each for each in nodes(found) if "match_typed_subject_alt_names" in each]
+    assert matchers["match_typed_subject_alt_names"] == [
+        {"san_type": "URI", "matcher": {"exact": principal}} for principal in principals
+    ]
+
+
+def test_no_peer_is_taken_without_a_certificate_or_by_a_resumed_session(compiled: Compiled) -> None:
+    inbound = readable(compiled("bookshop/ledger-1")[LISTENER]["inbound_9443"])
+    [context] = [each for each in nodes(inbound) if "require_client_certificate" in each]
+    assert context["require_client_certificate"] is True
+    assert context["disable_stateless_session_resumption"] is True
+    assert context["disable_stateful_session_resumption"] is True
+
+
+def test_every_listener_is_alone_on_its_port_normalizes_paths_and_logs(compiled: Compiled) -> None:
+    listeners = plain(compiled("bookshop/storefront")[LISTENER])
+    assert listeners.keys() == {"inbound_8443", "outbound_15001"}
+    for listener in listeners.values():
+        assert listener["enable_reuse_port"] is False
+        [manager] = [each for each in nodes(listener) if "stat_prefix" in each]
+        assert manager["normalize_path"] is True
+        assert manager["merge_slashes"] is True
+        assert manager["path_with_escaped_slashes_action"] == "KEEP_UNCHANGED"
+    logs = {
+        name: {each["logger_name"] for each in nodes(value) if "logger_name" in each}
+        for name, value in listeners.items()
+    }
+    assert logs == {"inbound_8443": {"listener", "inbound"}, "outbound_15001": {"outbound"}}
+
+
+def test_requests_fail_closed_until_program_and_keys_have_come(compiled: Compiled) -> None:
+    resources = compiled("bookshop/ledger-1")
+    inbound = readable(resources[LISTENER]["inbound_9443"])
+    [filters] = [each["http_filters"] for each in nodes(inbound) if "http_filters" in each]
+    assert [each["name"] for each in filters] == ["keys", "program", "envoy.filters.http.router"]
+    for each in filters[:2]:
+        assert each["config_discovery"].keys() == {"config_source", "type_urls"}, "no default, no warming skipped"
+    assert resources[EXTENSION_CONFIG].keys() == {"keys", "program"}
+
+
+def test_the_program_that_is_sent_is_the_workloads_own(compiled: Compiled, revision: Revision) -> None:
+    sent = readable(compiled("bookshop/ledger-2")[EXTENSION_CONFIG]["program"])
+    assert sent["typed_config"]["filter_config"]["value"] == revision.programs["bookshop/ledger-2"].decode()
+    assert "spiffe://mesh.example/ns/bookshop/sa/ledger-spare" in sent["typed_config"]["filter_config"]["value"]
+
+
+# Envoy itself ---------------------------------------------------------------------------------------------------------
+
+
+def static_config(resources: Resources, folder: Path) -> Json:
+    """The sidecar's own bootstrap, with its resources in it."""
+    config: Json = json.loads(bootstrap("bookshop/storefront", folder / "agent.sock", folder / "admin.sock"))
+    plain_resources = {
+        type_url: [
+            json.loads(json_format.MessageToJson(each.body, preserving_proto_field_name=True))
+            for each in named.values()
+        ]
+        for type_url, named in resources.items()
+    }
+    for each in [*plain_resources[CLUSTER], *plain_resources[LISTENER]]:
+        del each["@type"]
+    config["static_resources"]["clusters"] += plain_resources[CLUSTER]
+    config["static_resources"]["listeners"] = plain_resources[LISTENER]
+    return config
+
+
+def with_filters_inline(config: Json, extension_configs: Mapping[str, Resource]) -> Json:
+    """Our filters as they would come by ECDS: a configuration that is only validated fetches nothing."""
+    documents = {
+        name: json.loads(json_format.MessageToJson(each.body, preserving_proto_field_name=True))
+        for name, each in extension_configs.items()
+    }
+    for each in nodes(config):
+        if "config_discovery" in each:
+            del each["config_discovery"]
+            each["typed_config"] = documents[each["name"]]["typed_config"]
+    return config
+
+
+def validate(config: Json, folder: Path) -> subprocess.CompletedProcess[str]:
+    file = folder / "bootstrap.json"
+    file.write_text(json.dumps(config))
+    environment = {
+        "ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(folder),
+        "PELTAST_SPOOL": str(folder / "spool"),
+        "PELTAST_SPOOL_BYTES": "1000000",
+    }
+    command = [find_envoy().path, "--mode", "validate", "--config-path", file, "--log-level", "warning"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("inline", [pytest.param(False, id="filters by ECDS"), pytest.param(True, id="filters inline")])
+@pytest.mark.parametrize("workload", ["bookshop/storefront", "bookshop/ledger-1"])
+def test_envoy_takes_what_is_compiled(compiled: Compiled, tmp_path: Path, workload: str, *, inline: bool) -> None:
+    resources = compiled(workload, module=install_module(tmp_path))
+    config = static_config(resources, tmp_path)
+    if inline:
+        config = with_filters_inline(config, resources[EXTENSION_CONFIG])
+    result = validate(config, tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "OK" in result.stdout
+
+
+def test_envoy_refuses_a_program_that_our_module_refuses(compiled: Compiled, tmp_path: Path) -> None:
+    resources = compiled("bookshop/ledger-1", module=install_module(tmp_path))
+    config = with_filters_inline(static_config(resources, tmp_path), resources[EXTENSION_CONFIG])
+    for each in nodes(config):
+        if each.get("filter_name") == "program":
+            each["filter_config"]["value"] = base64.b64encode(b'{"schema": 999}').decode()
+    result = validate(config, tmp_path)
+    assert result.returncode != 0
+    assert "program" in result.stderr

@@ -1,0 +1,163 @@
+"""Who is given which resources, over real mutual TLS."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import grpc
+import pytest
+from envoy.config.core.v3.base_pb2 import Node
+from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from google.protobuf.struct_pb2 import Struct
+from google.rpc.status_pb2 import Status
+from spiffe import SpiffeId, TrustDomain
+
+from peltast.authz.revision import Revision
+from peltast.identity.ca.authority import Authority, issue, make_intermediate, make_root
+from peltast.identity.certificates import pem
+from peltast.identity.rpc import channel_credentials, generic_handler, open_channel, server_credentials, server_options
+from peltast.identity.svid import Svid, new_key_and_csr
+from peltast.proxy.xds.compile import Surroundings
+from peltast.proxy.xds.discovery import MODULE_METADATA, DiscoveryService, ProxyStatus
+from peltast.proxy.xds.resources import CLUSTER, LISTENER, Resources
+from peltast.proxy.xds.serve import AGGREGATED_DISCOVERY
+
+DEADLINE_SECONDS = 20.0
+MODULE = "peltast_filter_0123"
+STOREFRONT, LEDGER = (f"spiffe://mesh.example/ns/bookshop/sa/{name}" for name in ("storefront", "ledger"))
+
+Compiled = Callable[..., Resources]
+
+
+class ControlPlane:
+    """Discovery on a port of its own."""
+
+    def __init__(self) -> None:
+        domain, now = TrustDomain("mesh.example"), datetime.now(UTC)
+        self._authority: Authority = make_intermediate(make_root(domain, now), domain, now)
+        self._roots = pem(self._authority.chain[-1])
+        self.statuses: list[ProxyStatus] = []
+        self.discovery = DiscoveryService(
+            lambda module: Surroundings(module, ("127.0.0.1", 15013), "spiffe://mesh.example/peltast/control"),
+            self.statuses.append,
+        )
+
+    def svid(self, spiffe_id: str) -> Svid:
+        key, csr = new_key_and_csr()
+        return Svid(key, issue(self._authority, csr, SpiffeId(spiffe_id), datetime.now(UTC))[:-1])
+
+    async def start(self) -> None:
+        own = self.svid("spiffe://mesh.example/peltast/control")
+        credentials = server_credentials(lambda: (own.key_pem, own.chain_pem, self._roots), require_client=True)
+        self._server = grpc.aio.server(options=server_options)
+        stream = (self.discovery.delta_stream, DeltaDiscoveryRequest, DeltaDiscoveryResponse)
+        handler = generic_handler(AGGREGATED_DISCOVERY, streams={"DeltaAggregatedResources": stream})
+        self._server.add_generic_rpc_handlers((handler,))
+        self._port = self._server.add_secure_port("127.0.0.1:0", credentials)
+        await self._server.start()
+
+    async def stop(self) -> None:
+        await self._server.stop(grace=None)
+
+    def channel(self, spiffe_id: str) -> grpc.aio.Channel:
+        svid = self.svid(spiffe_id)
+        credentials = channel_credentials(self._roots, svid.chain_pem, svid.key_pem)
+        return open_channel(f"127.0.0.1:{self._port}", credentials)
+
+
+@pytest.fixture
+async def control() -> AsyncIterator[ControlPlane]:
+    plane = ControlPlane()
+    await plane.start()
+    try:
+        yield plane
+    finally:
+        await plane.stop()
+
+
+def open_stream(channel: grpc.aio.Channel) -> Any:
+    return channel.stream_stream(
+        f"/{AGGREGATED_DISCOVERY}/DeltaAggregatedResources",
+        request_serializer=DeltaDiscoveryRequest.SerializeToString,
+        response_deserializer=DeltaDiscoveryResponse.FromString,
+    )()
+
+
+def first_request(node: str, module: str = MODULE, type_url: str = LISTENER) -> DeltaDiscoveryRequest:
+    metadata = Struct()
+    metadata.update({MODULE_METADATA: module})
+    return DeltaDiscoveryRequest(node=Node(id=node, metadata=metadata), type_url=type_url)
+
+
+async def receive(stream: Any, count: int) -> list[DeltaDiscoveryResponse]:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        return [await stream.read() for _ in range(count)]
+
+
+@pytest.mark.parametrize("name", ["storefront", "ledger-1"])
+async def test_a_sidecar_is_sent_its_own_resources(
+    control: ControlPlane, revision: Revision, compiled: Compiled, name: str
+) -> None:
+    control.discovery.take(revision)
+    expected = compiled(f"bookshop/{name}", module=MODULE)[LISTENER]
+    async with control.channel(revision.snapshot.workloads[f"bookshop/{name}"].principal) as channel:
+        stream = open_stream(channel)
+        await stream.write(first_request(f"bookshop/{name}"))
+        responses = await receive(stream, len(expected))
+    assert {each.resources[0].name: each.resources[0].version for each in responses} == {
+        name: each.version for name, each in expected.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("caller", "node", "module", "code"),
+    [
+        pytest.param(LEDGER, "bookshop/storefront", MODULE, grpc.StatusCode.PERMISSION_DENIED, id="another's node"),
+        pytest.param(LEDGER, "bookshop/missing", MODULE, grpc.StatusCode.PERMISSION_DENIED, id="nobody's node"),
+        pytest.param(LEDGER, "", MODULE, grpc.StatusCode.PERMISSION_DENIED, id="no node"),
+        pytest.param(
+            "spiffe://mesh.example/peltast/collector",
+            "bookshop/storefront",
+            MODULE,
+            grpc.StatusCode.PERMISSION_DENIED,
+            id="the collector",
+        ),
+        pytest.param(STOREFRONT, "bookshop/storefront", "", grpc.StatusCode.INVALID_ARGUMENT, id="no module"),
+        pytest.param(
+            STOREFRONT, "bookshop/storefront", "../evil", grpc.StatusCode.INVALID_ARGUMENT, id="a path for a module"
+        ),
+    ],
+)
+async def test_nobody_is_sent_what_is_not_theirs(
+    control: ControlPlane, revision: Revision, caller: str, node: str, module: str, code: grpc.StatusCode
+) -> None:
+    control.discovery.take(revision)
+    async with control.channel(caller) as channel:
+        stream = open_stream(channel)
+        await stream.write(first_request(node, module))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await receive(stream, 1)
+    assert refused.value.code() is code
+
+
+@pytest.mark.parametrize("error", [pytest.param(None, id="ACK"), pytest.param("bad cluster", id="NACK")])
+async def test_what_a_sidecar_says_of_a_resource_is_kept_and_reported(
+    control: ControlPlane, revision: Revision, error: str | None
+) -> None:
+    control.discovery.take(revision)
+    async with control.channel(LEDGER) as channel:
+        stream = open_stream(channel)
+        await stream.write(first_request("bookshop/ledger-1", type_url=CLUSTER))
+        [response, _] = await receive(stream, 2)
+        detail = None if error is None else Status(message=error)
+        await stream.write(DeltaDiscoveryRequest(type_url=CLUSTER, response_nonce=response.nonce, error_detail=detail))
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not control.statuses:  # noqa: ASYNC110 - what is waited for is a message
+                await asyncio.sleep(0.01)
+    sent = response.resources[0]
+    status = ProxyStatus("bookshop/ledger-1", CLUSTER, sent.name, sent.version, error)
+    assert control.statuses == [status]
+    assert control.discovery.statuses == {("bookshop/ledger-1", CLUSTER, sent.name): status}
