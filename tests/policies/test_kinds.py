@@ -151,7 +151,7 @@ REFUSED = [
     ("RegoPolicy", "entrypoint: data.a.b\nfiles: [a.json]", 0, "module", "no Rego is given", "a .rego file"),
     ("RegoPolicy", REGO + "files: [a.txt]", 2, "files[0]", "'a.txt' is given", "a .rego or a .json"),
     ("RegoPolicy", REGO + "timeout: 51ms", 2, "timeout", "51ms is given", "at most 50ms in the sidecar tier"),
-    ("RegoPolicy", REGO + "timeout: 11s\ntier: check", 2, "timeout", "11s is given", "at most 10000ms in the check"),
+    ("RegoPolicy", REGO + "timeout: 11s\ntier: check", 2, "timeout", "11s is given", "at most 1000ms in the check"),
     ("RegoPolicy", REGO + "timeout: 0ms", 2, "timeout", '"0ms" is given', "pattern"),
     ("RegoPolicy", REGO + "onError: ignore", 2, "onError", '"ignore" is given', "'deny' or 'allow'"),
     ("RegoPolicy", REGO + "data: {a: .nan}", 2, "data", "not finite", "JSON"),

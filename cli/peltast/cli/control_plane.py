@@ -52,9 +52,6 @@ __all__ = ["ControlPlane"]
 
 log = structlog.get_logger()
 
-# A stream is opened anew with the SVID then in force before the one it was opened with ends.
-_MAX_CONNECTION_AGE_MS = 25 * 60 * 1000
-
 
 class ControlPlane:
     """Wires the planes into one process."""
@@ -101,7 +98,7 @@ class ControlPlane:
                 try:
                     await self._take(files, number, admission)
                 except InvalidConfiguration as invalid:
-                    self._acts.report(Act("", "configuration.refuse", str(number), allowed=False, detail=str(invalid)))
+                    self._note(Act("", "configuration.refuse", str(number), allowed=False, detail=str(invalid)))
 
     async def _take(self, files: Files | InvalidConfiguration, number: int, admission: RegoAdmission) -> None:
         """Puts a configuration in force, if all of it is sound; else the last good one stays."""
@@ -115,7 +112,7 @@ class ControlPlane:
         self._snapshot = snapshot
         self._check.take(revision)
         self._discovery.take(revision)
-        self._acts.report(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
+        self._note(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
 
     def _is_registered(self, spiffe_id: SpiffeId) -> bool:
         workloads = self._snapshot.workloads.values() if self._snapshot else ()
@@ -129,7 +126,14 @@ class ControlPlane:
         kind = status.type_url.rpartition(".")[2]
         subject = f"{status.workload} {kind} {status.resource} {status.version}"
         action = "resource.live" if status.error is None else "resource.refuse"
-        self._acts.report(Act("", action, subject, allowed=status.error is None, detail=status.error or ""))
+        self._note(Act("", action, subject, allowed=status.error is None, detail=status.error or ""))
+
+    def _note(self, act: Act) -> None:
+        """Records what has happened already. An SVID, by contrast, is not handed out without its record."""
+        try:
+            self._acts.report(act)
+        except OSError as error:
+            log.exception("act not recorded", action=act.action, object=act.object, error=str(error))
 
     # Identity -------------------------------------------------------------------------------------------------------
 
@@ -180,7 +184,7 @@ class ControlPlane:
     async def _serve(
         self, port: int, handlers: list[grpc.GenericRpcHandler[Any, Any]], *, require_client: bool
     ) -> grpc.aio.Server:
-        server = grpc.aio.server(options=(*server_options, ("grpc.max_connection_age_ms", _MAX_CONNECTION_AGE_MS)))
+        server = grpc.aio.server(options=server_options)
         server.add_generic_rpc_handlers(tuple(handlers))
         current: Callable[[], tuple[bytes, bytes, bytes]] = lambda: (  # noqa: E731
             self._svid.key_pem,
@@ -197,6 +201,7 @@ class ControlPlane:
         server.add_generic_rpc_handlers((join_token_handler(self._tokens, self._is_registered),))
         server.add_insecure_port(f"unix:{self._settings.operator_socket}")
         await server.start()
+        self._settings.operator_socket.chmod(0o600)
         return server
 
 

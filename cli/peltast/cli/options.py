@@ -30,7 +30,8 @@ TrustDomainOption = Annotated[
     str, typer.Option(metavar="NAME", help="SPIFFE trust domain of the mesh.", callback=_trust_domain)
 ]
 BasePort = Annotated[
-    int, typer.Option(min=1024, max=65000, help="First of the control plane's five ports on 127.0.0.1.")
+    int,
+    typer.Option(min=1024, max=65000, help="The control plane's ports on 127.0.0.1: this one and the four after it."),
 ]
 Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Worker threads of each sidecar's Envoy.")]
 SpoolBytes = Annotated[

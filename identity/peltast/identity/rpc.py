@@ -39,6 +39,9 @@ server_options = (
     *_OPTIONS,
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),
+    # A stream is opened anew, with the SVID then in force, before the one that it was opened with ends.
+    ("grpc.max_connection_age_ms", 25 * 60 * 1000),
+    ("grpc.max_connection_age_grace_ms", 60 * 1000),
 )
 
 Method = tuple[Any, type[Any], type[Any]]

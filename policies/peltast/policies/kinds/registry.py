@@ -34,10 +34,14 @@ KINDS: dict[str, tuple[tuple[str, ...], type[Spec]]] = {
 }
 """Every kind with its API versions and the type of its spec."""
 
+_LATER = "it is not there yet"
 _REFUSED_KINDS = {
     "EnvoyFilter": "it would change the proxy behind the policies' back",
     "WasmPlugin": "it would run code in the proxy that no policy speaks of",
+    **dict.fromkeys(("VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "Sidecar"), _LATER),
+    **dict.fromkeys(("WorkloadGroup", "Telemetry", "AuditPolicy", "RateLimitPolicy"), _LATER),
 }
+_REFUSED_ANNOTATIONS = {"istio.io/dry-run": "shadow decisions are not there yet; the policy would be enforced"}
 
 
 class _Metadata(BaseModel):
@@ -46,6 +50,7 @@ class _Metadata(BaseModel):
     name: str = Field(pattern=r"^[a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?$")
     namespace: str = Field(default="default", pattern=r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?$")
     labels: dict[str, str] = {}
+    annotations: dict[str, str] = {}
 
 
 def read_resource(document: Document) -> Resource[Spec]:
@@ -65,6 +70,11 @@ def read_resource(document: Document) -> Resource[Spec]:
     ]
     metadata = _validate(document, _Metadata, "metadata", problems)
     spec = _validate(document, spec_type, "spec", problems)
+    problems += [
+        _problem(document, ("metadata", "annotations", name), "not taken here", reason)
+        for name, reason in _REFUSED_ANNOTATIONS.items()
+        if metadata is not None and metadata.annotations.get(name, "false") != "false"
+    ]
     if metadata is None or spec is None or problems:
         raise InvalidConfiguration(problems)
     if findings := spec.problems():

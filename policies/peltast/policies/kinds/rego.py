@@ -30,7 +30,7 @@ class OnError(StrEnum):
 
 
 _DEFAULT_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=5), Tier.CHECK: timedelta(milliseconds=500)}
-_MAX_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=50), Tier.CHECK: timedelta(seconds=10)}
+_MAX_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=50), Tier.CHECK: timedelta(seconds=1)}
 _UNITS = {"ms": 1, "s": 1000}
 
 

@@ -112,6 +112,7 @@ class Agent:
         )
         server.add_insecure_port(f"unix:{self._socket}")
         await server.start()
+        self._socket.chmod(0o600)
         return server
 
     def _envoy_process(self) -> Supervised:
