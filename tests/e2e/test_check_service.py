@@ -49,6 +49,16 @@ spec:
     } if input.parsed_path[2] == "ada"
 """
 
+CLOSED = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: closed, namespace: shop}
+spec:
+  action: DENY
+  rules: [{to: [{operation: {paths: [/open/asked/closed]}}]}]
+"""
+
 
 @pytest.fixture
 def asking(folder: Path) -> Path:
@@ -104,6 +114,32 @@ async def test_without_the_check_service_questions_are_denied_and_known_answers_
         await eventually(reasons, "the record says why")
         await database.close()
         assert (await get("/open/asked/other")).status == 402
+
+
+async def test_a_policy_that_fails_open_opens_for_itself_only(asking: Path, state: Path) -> None:
+    (asking / "policies.yaml").write_text(ALLOW + ASKS.replace("tier: check", "tier: check\n  onError: allow") + CLOSED)
+    async with RunningMesh(asking, state) as mesh:
+        control_plane = mesh.pid_of("peltast.cli.main control-plane")
+        os.kill(control_plane, signal.SIGSTOP)
+        try:
+            assert (await get("/open/asked/ada")).status == 200
+            assert (await get("/open/asked/closed")).status == 403, "DENY holds"
+            assert (await ask(CLIENT, EGRESS_PORT, "POST", "/open/asked/ada")).status == 403, "no ALLOW matches"
+        finally:
+            os.kill(control_plane, signal.SIGCONT)
+        database = await mesh.connect()
+
+        async def on_record() -> bool:
+            rows = await database.fetch("SELECT effect, reason, decided_by, method, path FROM requests ORDER BY time")
+            decided = [tuple(row)[:3] for row in rows]
+            return decided == [
+                ("allow", "allow_rule", "failed-open"),
+                ("deny", "deny_rule", "engine"),
+                ("deny", "no_allow_rule", "engine"),
+            ]
+
+        await eventually(on_record, "what failed open is on record as such")
+        await database.close()
 
 
 async def test_an_envoy_asks_over_grpc_about_requests_to_itself_only(asking: Path, state: Path) -> None:

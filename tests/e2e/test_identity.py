@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import ssl
 import stat
 from datetime import UTC, datetime, timedelta
@@ -82,3 +84,16 @@ async def test_only_the_owner_can_read_keys_and_sockets(folder: Path, state: Pat
         assert not open_folders
         logs = [file for file in state.rglob("*.log") if b"PRIVATE KEY" in file.read_bytes()]
         assert not logs
+
+
+async def test_a_sidecar_whose_svid_has_ended_joins_again(folder: Path, state: Path) -> None:
+    async with RunningMesh(folder, state) as mesh:
+        kept = state / "sidecars" / "shop" / "server"
+        save_svid(kept, svid_for(state, SERVER_ID, datetime.now(UTC) - timedelta(hours=2)))
+        os.kill(mesh.pid_of("peltast.cli.main agent", "shop/server"), signal.SIGKILL)
+        await eventually(lambda: load_svid(kept, datetime.now(UTC)), "it has an SVID again")
+
+        async def answers() -> bool:
+            return (await ask(CLIENT, EGRESS_PORT, "GET", "/open")).status == 200
+
+        await eventually(answers, "and takes requests")

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import serialization
 from spiffe import SpiffeId, TrustDomain
 
 from peltast.identity.ca.authority import INTERMEDIATE_LIFETIME, Authority, issue
-from peltast.identity.ca.store import RENEW_INTERMEDIATE_BEFORE, WrongTrustDomain, load_or_create
+from peltast.identity.ca.store import RENEW_INTERMEDIATE_BEFORE, RootKeyMissing, WrongTrustDomain, load_or_create
 from peltast.identity.svid import new_key_and_csr
 
 CATALOG = SpiffeId("spiffe://mesh.example/ns/bookshop/sa/catalog")
@@ -76,7 +76,7 @@ def test_an_intermediate_is_renewed_before_its_end_under_the_same_root(
     [
         pytest.param(("intermediate.key",), id="the intermediate's key"),
         pytest.param(("intermediate.pem",), id="the intermediate's certificate"),
-        pytest.param(("root.key",), id="the root's key"),
+        pytest.param(("root.pem",), id="the root's certificate: nobody was shown it"),
         pytest.param(("root.key", "root.pem"), id="the root"),
     ],
 )
@@ -87,6 +87,15 @@ def test_what_is_missing_is_made_again_and_fits_the_rest(
     for name in gone:
         (folder / name).unlink()
     assert_works(load_or_create(folder, trust_domain, now), now)
+
+
+def test_a_root_whose_key_is_gone_is_not_replaced_unasked(
+    folder: Path, trust_domain: TrustDomain, now: datetime
+) -> None:
+    load_or_create(folder, trust_domain, now)
+    (folder / "root.key").unlink()
+    with pytest.raises(RootKeyMissing, match=r"bring root\.key back"):
+        load_or_create(folder, trust_domain, now)
 
 
 def test_a_renewal_that_was_cut_short_between_its_two_files_is_done_again(

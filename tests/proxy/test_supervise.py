@@ -29,8 +29,11 @@ import asyncio, os, sys
 from pathlib import Path
 from peltast.proxy.sidecar.supervise import Supervised
 
+async def environment():
+    return os.environ
+
 async def main():
-    child = Supervised("child", ["sleep", "600"], os.environ, Path(sys.argv[1]) / "log")
+    child = Supervised("child", ["sleep", "600"], environment, Path(sys.argv[1]) / "log")
     running = asyncio.create_task(child.run())
     while child.pid is None:
         await asyncio.sleep(0.01)
@@ -73,8 +76,24 @@ async def pid_of(child: Supervised) -> int:
     return child.pid
 
 
+async def path_only() -> dict[str, str]:
+    return {"PATH": os.environ["PATH"]}
+
+
 def supervised(tmp_path: Path, *command: str, **more: object) -> Supervised:
-    return Supervised("child", command, {"PATH": os.environ["PATH"]}, tmp_path / "log", **more)  # type: ignore[arg-type]
+    return Supervised("child", command, path_only, tmp_path / "log", **more)  # type: ignore[arg-type]
+
+
+async def test_the_environment_is_asked_for_at_every_start(tmp_path: Path) -> None:
+    starts: list[int] = []
+
+    async def numbered() -> dict[str, str]:
+        starts.append(len(starts))
+        return {"PATH": os.environ["PATH"], "START": str(starts[-1])}
+
+    log = tmp_path / "log"
+    async with running(Supervised("child", ["sh", "-c", "echo start $START"], numbered, log)):
+        await until(lambda: log.exists() and "start 1" in log.read_text())
 
 
 async def test_a_killed_child_is_started_again(tmp_path: Path) -> None:
@@ -129,7 +148,10 @@ async def test_the_signal_to_stop_is_the_one_that_was_asked_for(tmp_path: Path) 
 async def test_output_environment_and_folder_are_the_childs(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
-    environment = {"PATH": os.environ["PATH"], "ONLY": "this"}
+
+    async def environment() -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "ONLY": "this"}
+
     lines = "pwd; env; echo problem >&2; sleep 600"
     log = tmp_path / "log"
     child = Supervised("child", ["sh", "-c", lines], environment, log, folder)

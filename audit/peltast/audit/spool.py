@@ -19,8 +19,10 @@ log = structlog.get_logger()
 
 
 def spool_folders(root: Path) -> list[Path]:
-    """The folders of all spools below `root`."""
-    return sorted(folder for folder in root.iterdir() if folder.is_dir()) if root.is_dir() else []
+    """The folders of all spools below `root`. One that its writer has not locked yet has a name with a dot."""
+    if not root.is_dir():
+        return []
+    return sorted(folder for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
 
 
 def spool_bytes(root: Path) -> int:

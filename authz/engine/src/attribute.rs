@@ -139,7 +139,7 @@ impl Facts<'_> {
     pub fn any(&self, attribute: &Attribute, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         let connection = &self.request.connection;
         let http = &self.request.http;
-        let principal = connection.source_principal.map(|id| id.strip_prefix("spiffe://").unwrap_or(id));
+        let principal = connection.spiffe_id().and_then(|id| id.strip_prefix("spiffe://"));
         let mut text = |value: Option<&str>| value.is_some_and(|value| visit(value.as_bytes()));
         match attribute {
             Attribute::SourcePrincipal => text(principal),
@@ -155,37 +155,64 @@ impl Facts<'_> {
             Attribute::RequestQuery => visit(path::query(&self.path)),
             Attribute::RequestScheme => visit(http.scheme),
             Attribute::RequestProtocol => visit(http.protocol),
-            Attribute::RequestHeader(name) => self.header(name).is_some_and(|value| visit(&value)),
-            Attribute::TokenPrincipal => text(self.token.map(|token| token.principal.as_str())),
+            Attribute::RequestHeader(name) => match self.pseudo_header(name) {
+                Some(value) => !value.is_empty() && visit(value),
+                None => http.headers.any(name, visit),
+            },
+            Attribute::TokenPrincipal => text(self.token.and_then(Token::principal).as_deref()),
             Attribute::TokenAudiences => {
                 self.token.is_some_and(|token| token.audiences.iter().any(|audience| visit(audience.as_bytes())))
             }
             Attribute::TokenPresenter => text(self.token.and_then(|token| token.presenter.as_deref())),
             Attribute::TokenClaim(path) => {
-                self.token.and_then(|token| claim(token, path)).is_some_and(|value| any_scalar(value, visit))
+                let value = self.token.and_then(|token| claim(token, path));
+                value.is_some_and(|value| {
+                    if is_list_of_words(path) {
+                        any_word(value, visit)
+                    } else {
+                        any_scalar(value, visit)
+                    }
+                })
             }
         }
     }
 
-    /// The value of a header or pseudo-header.
+    /// The value of a header or pseudo-header; several are joined with commas.
     pub fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
+        match self.pseudo_header(name) {
+            Some(value) => Some(Cow::Borrowed(value)).filter(|value| !value.is_empty()),
+            None => self.request.http.headers.get(name),
+        }
+    }
+
+    /// What every mount must read of the request's own parts and never of the list of headers: Envoy has them among
+    /// its headers (and takes `host` for `:authority`), Python has not.
+    fn pseudo_header(&self, name: &str) -> Option<&[u8]> {
         let http = &self.request.http;
         match name {
-            ":method" => Some(Cow::Borrowed(http.method)),
-            ":path" => Some(Cow::Borrowed(&self.path)),
-            ":authority" => Some(Cow::Borrowed(http.host)),
-            ":scheme" => Some(Cow::Borrowed(http.scheme)),
-            _ => http.headers.get(name),
+            ":method" => Some(http.method),
+            ":path" => Some(&self.path),
+            ":authority" | "host" => Some(http.host),
+            ":scheme" => Some(http.scheme),
+            _ => None,
         }
     }
 
     /// Appends the values of `attribute` to a cache key, so that other values give another key.
     pub fn write_key(&self, attribute: &Attribute, key: &mut Vec<u8>) {
-        self.any(attribute, &mut |value| {
+        let mut write = |value: &[u8]| {
             key.extend_from_slice(&(value.len() as u32).to_le_bytes());
             key.extend_from_slice(value);
             false
-        });
+        };
+        match (attribute, self.token) {
+            // Apart, because rules look at them apart: `a/b` and `c` are not `a` and `b/c`.
+            (Attribute::TokenPrincipal, Some(token)) => {
+                write(token.issuer.as_bytes());
+                write(token.subject.as_bytes());
+            }
+            _ => drop(self.any(attribute, &mut write)),
+        }
         key.extend_from_slice(&u32::MAX.to_le_bytes());
     }
 }
@@ -202,6 +229,18 @@ fn namespace(principal: &str) -> Option<&str> {
 fn claim<'t>(token: &'t Token, path: &[Box<str>]) -> Option<&'t Value> {
     let (first, rest) = path.split_first()?;
     rest.iter().try_fold(token.claims.get(&**first)?, |value, name| value.get(&**name))
+}
+
+/// The claims that Istio reads as words with spaces between them (RFC 8693 section 4.2).
+fn is_list_of_words(path: &[Box<str>]) -> bool {
+    matches!(path, [name] if matches!(&**name, "scope" | "permission"))
+}
+
+fn any_word(value: &Value, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+    match value {
+        Value::String(text) => text.split(' ').any(|word| !word.is_empty() && visit(word.as_bytes())),
+        other => any_scalar(other, visit),
+    }
 }
 
 /// The scalars of a claim as text: itself, or each element of a list; an object has none.

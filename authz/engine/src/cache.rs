@@ -52,7 +52,7 @@ impl DecisionCache {
         let expires = match decision.lifetime {
             Lifetime::Once => return,
             Lifetime::Program => None,
-            Lifetime::Milliseconds(lifetime) => Some(now + u64::from(lifetime)),
+            Lifetime::Milliseconds(lifetime) => Some(now.saturating_add(u64::from(lifetime))),
         };
         self.put(key.into(), Entry { decision: Arc::clone(decision), expires });
     }

@@ -1,6 +1,5 @@
 //! Deciding: Istio's order (CUSTOM, then DENY, then ALLOW) over the attributes of one request.
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use regorus::Engine;
@@ -9,7 +8,8 @@ use crate::attribute::{Attribute, Facts};
 use crate::cache::DecisionCache;
 use crate::decision::{Decision, Effect, Lifetime, Reason, Source};
 use crate::document::{Condition, OnError, Rule, Tier};
-use crate::program::{Custom, Program};
+use crate::pattern::Pattern;
+use crate::program::Program;
 use crate::rego::{Rego, Ruling};
 use crate::request::Request;
 use crate::token::{bearer, Token, TokenCache};
@@ -55,21 +55,15 @@ pub struct Question {
     pub timeout_ms: u32,
     /// The request's verified token.
     pub token: Option<Arc<Token>>,
-    policy: Arc<str>,
-    rule: u32,
-    on_error: OnError,
-    program: Hash,
+    unanswered: Decision,
 }
 
 impl Question {
-    /// The decision where the check service gave none, as the policy's `onError` says.
+    /// The decision where the check service gave none: as `onError` of the policies that ask it says, and as all
+    /// others say, which an unanswered question must not silence.
     pub fn unanswered(&self, detail: String) -> Decision {
-        let (effect, source) = match self.on_error {
-            OnError::Deny => (Effect::Deny, Source::Engine),
-            OnError::Allow => (Effect::Allow, Source::FailedOpen),
-        };
-        let decision = Decision::without_policy(effect, Reason::CheckUnreachable, self.program);
-        Decision { source, detail: Some(detail), lifetime: Lifetime::Once, ..decision }.by(&self.policy, self.rule)
+        let decision = self.unanswered.clone();
+        Decision { detail: decision.detail.or(Some(detail)), ..decision }
     }
 }
 
@@ -119,18 +113,12 @@ impl Decider {
                 self.decisions.insert(&self.key, &decision, now);
                 Verdict::Decided(Answer { decision, cached: false, token })
             }
-            Outcome::Ask { custom, rule } => {
-                let rego = &program.rego[custom.provider];
-                Verdict::Ask(Question {
-                    key: rego.attributes().map(|_| self.key.as_slice().into()),
-                    timeout_ms: rego.timeout_ms,
-                    policy: Arc::clone(&custom.name),
-                    rule,
-                    on_error: rego.on_error,
-                    program: program.hash,
-                    token,
-                })
-            }
+            Outcome::Ask { rego, unanswered } => Verdict::Ask(Question {
+                key: rego.attributes().map(|_| self.key.as_slice().into()),
+                timeout_ms: rego.timeout_ms,
+                token,
+                unanswered,
+            }),
         }
     }
 
@@ -157,18 +145,22 @@ impl Decider {
 
     fn evaluate<'p>(&mut self, program: &'p Arc<Program>, facts: &Facts<'_>) -> Outcome<'p> {
         let mut state = State { lifetime: Lifetime::Program, failed_open: false, allowed: None };
+        let mut asked = None;
         for custom in &program.custom {
             let Some(rule) = matching(&custom.rules, facts) else { continue };
             let rego = &program.rego[custom.provider];
-            if rego.tier == Tier::Check && !self.evaluates_check_tier {
-                return Outcome::Ask { custom, rule };
-            }
-            let evaluator = self.evaluators.get(program, custom.provider);
-            if let Some(denied) = state.apply(rego, rego.evaluate(evaluator, facts), program, (&custom.name, rule)) {
-                return Outcome::Decided(denied);
+            let ruling = if rego.tier == Tier::Check && !self.evaluates_check_tier {
+                asked = asked.or(Some(rego));
+                Err(Failure::Unanswered)
+            } else {
+                let evaluator = self.evaluators.get(program, custom.provider);
+                rego.evaluate(evaluator, facts).map_err(Failure::Rego)
+            };
+            if let Some(denied) = state.apply(rego, ruling, program, (&custom.name, rule)) {
+                return Outcome::of(denied, asked);
             }
         }
-        Outcome::Decided(state.conclude(program, by_rules(program, facts)))
+        Outcome::of(state.conclude(program, by_rules(program, facts)), asked)
     }
 }
 
@@ -183,7 +175,28 @@ fn write_key(program: &Program, facts: &Facts<'_>, key: &mut Vec<u8>) {
 
 enum Outcome<'p> {
     Decided(Decision),
-    Ask { custom: &'p Custom, rule: u32 },
+    /// `rego` must be asked; `unanswered` holds where it cannot be.
+    Ask {
+        rego: &'p Rego,
+        unanswered: Decision,
+    },
+}
+
+impl<'p> Outcome<'p> {
+    fn of(decision: Decision, asked: Option<&'p Rego>) -> Self {
+        match asked {
+            Some(rego) => Self::Ask { rego, unanswered: decision },
+            None => Self::Decided(decision),
+        }
+    }
+}
+
+/// Why a Rego policy gave no ruling.
+enum Failure {
+    /// It failed; for people: how.
+    Rego(String),
+    /// Only the check service can say.
+    Unanswered,
 }
 
 /// What the Rego policies of one request have said so far.
@@ -198,7 +211,7 @@ impl State {
     fn apply(
         &mut self,
         rego: &Rego,
-        ruling: Result<Ruling, String>,
+        ruling: Result<Ruling, Failure>,
         program: &Program,
         (policy, rule): (&Arc<str>, u32),
     ) -> Option<Decision> {
@@ -218,16 +231,18 @@ impl State {
                 let status = status.unwrap_or(decision.status);
                 Some(Decision { status, headers, body, lifetime: self.lifetime, ..decision })
             }
-            Err(detail) => {
+            Err(failure) => {
                 self.lifetime = Lifetime::Once;
+                let (reason, detail) = match failure {
+                    Failure::Rego(detail) => (Reason::RegoFailed, Some(detail)),
+                    Failure::Unanswered => (Reason::CheckUnreachable, None),
+                };
                 if rego.on_error == OnError::Allow {
                     self.failed_open = true;
-                    let decision = decided(Effect::Allow, Reason::RegoFailed);
-                    self.merge(Decision { detail: Some(detail), ..decision });
+                    self.merge(Decision { detail, ..decided(Effect::Allow, reason) });
                     return None;
                 }
-                let decision = decided(Effect::Deny, Reason::RegoFailed);
-                Some(Decision { detail: Some(detail), lifetime: Lifetime::Once, ..decision })
+                Some(Decision { detail, lifetime: Lifetime::Once, ..decided(Effect::Deny, reason) })
             }
         }
     }
@@ -294,14 +309,25 @@ impl Rule {
 
 impl Condition {
     fn matches(&self, facts: &Facts<'_>) -> bool {
-        let is_host = self.attribute == Attribute::RequestHost;
-        let found = |patterns: &[crate::pattern::Pattern]| {
-            facts.any(&self.attribute, &mut |value| {
-                let value = if is_host { Cow::Owned(value.to_ascii_lowercase()) } else { Cow::Borrowed(value) };
-                patterns.iter().any(|pattern| pattern.matches(&value))
-            })
-        };
-        (self.any.is_empty() || found(&self.any)) && (self.none.is_empty() || !found(&self.none))
+        (self.any.is_empty() || self.finds(&self.any, facts))
+            && (self.none.is_empty() || !self.finds(&self.none, facts))
+    }
+
+    /// Whether some value of the attribute matches some of `patterns`.
+    fn finds(&self, patterns: &[Pattern], facts: &Facts<'_>) -> bool {
+        let matches = |value: &[u8]| patterns.iter().any(|pattern| pattern.matches(value));
+        match &self.attribute {
+            Attribute::RequestHost => facts.any(&self.attribute, &mut |value| matches(&value.to_ascii_lowercase())),
+            // A header is present without a value too: only so does a DENY on its presence hold.
+            Attribute::RequestHeader(_) => {
+                let present = patterns.iter().any(|pattern| matches!(pattern, Pattern::Present));
+                facts.any(&self.attribute, &mut |value| present || matches(value))
+            }
+            Attribute::TokenPrincipal => facts.token.is_some_and(|token| {
+                patterns.iter().any(|pattern| pattern.matches_token(&token.issuer, &token.subject))
+            }),
+            attribute => facts.any(attribute, &mut |value| matches(value)),
+        }
     }
 }
 
@@ -321,3 +347,6 @@ impl Evaluators {
         self.by_provider[provider].get_or_insert_with(|| program.rego[provider].evaluator())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -124,3 +124,130 @@ impl Rule {
         self.from.iter().chain(&self.to).flatten().chain(&self.when)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{LoadError, Program};
+
+    fn sound() -> Value {
+        json!({
+            "schema": 1,
+            "workload": {"principal": "spiffe://td/ns/a/sa/b", "ports": {"15006": 8080}},
+            "authentication": [
+                {"issuer": "https://i", "audiences": ["api"], "forward_original_token": false, "keys": "k"},
+            ],
+            "rego": [{
+                "name": "a/r", "modules": {"p.rego": "package p\nallow := true\n"}, "data": {"roles": {"ada": ["x"]}},
+                "entrypoint": "data.p.allow", "tier": "sidecar", "on_error": "deny", "timeout_ms": 1000,
+            }],
+            "policies": [
+                {"name": "a/c", "action": "CUSTOM", "provider": "a/r", "rules": []},
+                {"name": "a/d", "action": "DENY", "rules": [{"from": [], "to": [], "when": [
+                    {"attribute": "source.ip", "any": [{"cidr": "10.0.0.0/8"}], "none": ["present"]},
+                ]}]},
+            ],
+        })
+    }
+
+    fn load(document: &Value) -> Result<Program, LoadError> {
+        Program::load(document.to_string().as_bytes())
+    }
+
+    #[test]
+    fn a_sound_document_is_loaded() {
+        let program = load(&sound()).expect("a program");
+        assert_eq!((program.principal(), program.application_port(15006)), ("spiffe://td/ns/a/sa/b", 8080));
+        assert_eq!(program.attributes(), ["source.ip".parse::<Attribute>().expect("an attribute")]);
+        assert_eq!(program.rego_policies().collect::<Vec<_>>(), [("a/r", Tier::Sidecar)]);
+    }
+
+    #[test]
+    fn what_is_not_known_is_refused() {
+        let when = "/policies/1/rules/0/when/0";
+        let table = [
+            ("/schema", json!(2), "schema 2"),
+            ("/schema", json!("1"), "invalid type"),
+            ("/workload/ports", json!({"70000": 1}), "70000"),
+            ("/workload/ports", json!({"1": 70000}), "70000"),
+            ("/workload/ports", json!([]), "invalid type"),
+            ("/authentication/0", json!({}), "missing field"),
+            ("/authentication/0/forward_original_token", json!("no"), "invalid type"),
+            ("/rego/0/tier", json!("moon"), "unknown variant"),
+            ("/rego/0/on_error", json!("ALLOW"), "unknown variant"),
+            ("/rego/0/timeout_ms", json!(-1), "invalid value"),
+            ("/rego/0/modules", json!({"p.rego": 1}), "invalid type"),
+            ("/rego/0/modules", json!({"p.rego": "package"}), "a/r"),
+            ("/rego/0/data", json!({"p": {"allow": false}}), "data.p.allow, which is a rule"),
+            ("/rego/0/data", json!({"p": 1}), "data.p.allow, which is a rule"),
+            ("/rego/0/data", json!([]), "data"),
+            ("/rego/0/entrypoint", json!("data.p.missing"), "entry point"),
+            ("/rego/0/entrypoint", json!(""), "entry point"),
+            ("/policies/0/action", json!("AUDIT"), "unknown variant"),
+            ("/policies/0/provider", json!("a/other"), "no provider"),
+            ("/policies/0/provider", Value::Null, "no provider"),
+            (when, json!({}), "missing field"),
+            ("/policies/1/rules/0/when/0/attribute", json!("source.colour"), "no attribute"),
+            ("/policies/1/rules/0/when/0/any/0", json!("absent"), "unknown variant"),
+            ("/policies/1/rules/0/when/0/any/0", json!({"exact": "a", "prefix": "b"}), "expected"),
+            ("/policies/1/rules/0/when/0/any/0", json!({"exact": 1}), "invalid type"),
+            ("/policies/1/rules/0/when/0/any/0", json!({"cidr": "10.0.0.0/33"}), "invalid"),
+            ("/policies/1/rules/0/when/0/any/0", json!({"regex": ".*"}), "unknown variant"),
+            ("/policies/1/rules/0/from", json!([[1]]), "invalid type"),
+        ];
+        for (place, value, part) in table {
+            let mut document = sound();
+            *document.pointer_mut(place).expect(place) = value.clone();
+            let error = load(&document).err().unwrap_or_else(|| panic!("{place} takes {value}")).to_string();
+            assert!(error.contains(part), "{place} {value}: {error}");
+        }
+    }
+
+    #[test]
+    fn members_are_neither_missing_nor_more() {
+        let objects = ["", "/workload", "/authentication/0", "/rego/0", "/policies/0", "/policies/1/rules/0"];
+        for place in objects {
+            let mut document = sound();
+            let object = document.pointer_mut(place).and_then(Value::as_object_mut).expect(place);
+            object.insert("colour".to_owned(), json!(1));
+            assert!(load(&document).is_err(), "{place} with another member");
+            let names: Vec<String> =
+                sound().pointer(place).and_then(Value::as_object).expect(place).keys().cloned().collect();
+            for name in names {
+                let mut document = sound();
+                document.pointer_mut(place).and_then(Value::as_object_mut).expect(place).remove(&name);
+                assert!(load(&document).is_err(), "{place} without {name}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_bytes_are_refused() {
+        let deep = format!("{}1{}", "[".repeat(1000), "]".repeat(1000));
+        for bytes in ["", "null", "[]", "{}", "\u{feff}{}", "{\"schema\":1,\"schema\":1}", &deep] {
+            assert!(Program::load(bytes.as_bytes()).is_err(), "{bytes}");
+        }
+        assert!(Program::load(b"\xff").is_err());
+        assert!(Program::load(format!("{} ", sound()).as_bytes()).is_ok(), "white space behind is JSON");
+        assert!(Program::load(format!("{}x", sound()).as_bytes()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused(bytes in proptest::collection::vec(any::<u8>(), 0..256)) {
+            prop_assert!(Program::load(&bytes).is_err());
+        }
+
+        #[test]
+        fn any_damage_is_survived(at in any::<prop::sample::Index>(), byte in any::<u8>(), keep in any::<bool>()) {
+            let mut document = sound().to_string().into_bytes();
+            let at = at.index(document.len());
+            document[at] = byte;
+            document.truncate(if keep { document.len() } else { at });
+            let _ = Program::load(&document);
+        }
+    }
+}

@@ -21,6 +21,8 @@ pub mod record;
 mod rego;
 pub mod request;
 pub mod spool;
+#[cfg(test)]
+mod testing;
 pub mod token;
 
 pub use attribute::Attribute;

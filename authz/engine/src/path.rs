@@ -234,8 +234,23 @@ mod tests {
         }
 
         #[test]
-        fn takes_any_bytes(path in proptest::collection::vec(any::<u8>(), 0..64)) {
-            normalize(&path);
+        fn is_idempotent_on_any_bytes(path in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let once = normalize(&path).into_owned();
+            prop_assert_eq!(&*normalize(&once), &once[..]);
+        }
+
+        /// What looks normal at one look at each byte is what all steps leave alone.
+        #[test]
+        fn the_short_way_is_the_long_one(path in r#"/[a./;%2e5c\\\x00\xff"]{0,16}"#) {
+            if is_normal(path.as_bytes()) {
+                prop_assert_eq!(merge_slashes(&canonicalize(&strip_dot_parameters(path.as_bytes()))), path.as_bytes());
+            }
+        }
+
+        #[test]
+        fn the_query_is_kept(path in r"/[a./;%2e]{0,12}", query in any::<Vec<u8>>()) {
+            let given = [path.as_bytes(), b"?", &query].concat();
+            prop_assert!(normalize(&given).ends_with(&given[path.len()..]));
         }
     }
 }

@@ -3,7 +3,8 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 /// One value of a rule.
 #[derive(Clone, Debug, Deserialize)]
@@ -14,6 +15,7 @@ pub(crate) enum Pattern {
     Suffix(String),
     /// Any value but the empty one: `*`.
     Present,
+    #[serde(deserialize_with = "block")]
     Cidr(IpNet),
 }
 
@@ -26,6 +28,41 @@ impl Pattern {
             Self::Present => !value.is_empty(),
             Self::Cidr(block) => parse_ip(value).is_some_and(|ip| block.contains(&ip)),
         }
+    }
+}
+
+impl Pattern {
+    /// Whether a token of `issuer` for `subject` is meant. As in Istio, the two are matched apart, divided at the
+    /// pattern's last slash, so that a subject with a slash in it cannot pass for one of another issuer.
+    pub(crate) fn matches_token(&self, issuer: &str, subject: &str) -> bool {
+        if issuer.is_empty() || subject.is_empty() {
+            return false;
+        }
+        match self {
+            Self::Exact(text) => text.rsplit_once('/').is_some_and(|(i, s)| issuer == i && subject == s),
+            Self::Prefix(text) => match text.rsplit_once('/') {
+                Some((i, s)) => issuer == i && subject.starts_with(s),
+                None => issuer.starts_with(&**text),
+            },
+            Self::Suffix(text) => match text.rsplit_once('/') {
+                Some((i, s)) => issuer.ends_with(i) && subject == s,
+                None => subject.ends_with(&**text),
+            },
+            Self::Present => true,
+            Self::Cidr(_) => false,
+        }
+    }
+}
+
+/// A block of IPv4 addresses written as IPv6 is read as the former, like the addresses that it is matched with.
+fn block<'de, D: Deserializer<'de>>(deserializer: D) -> Result<IpNet, D::Error> {
+    const MAPPED_BITS: u8 = 96;
+    let block = IpNet::deserialize(deserializer)?;
+    match (block.network().to_canonical(), block.prefix_len().checked_sub(MAPPED_BITS)) {
+        (network @ IpAddr::V4(_), Some(length)) if matches!(block, IpNet::V6(_)) => {
+            IpNet::new(network, length).map_err(D::Error::custom)
+        }
+        _ => Ok(block),
     }
 }
 
@@ -58,10 +95,41 @@ mod tests {
             (r#"{"cidr":"10.0.0.0/8"}"#, "11.1.2.3", false),
             (r#"{"cidr":"10.0.0.0/8"}"#, "::ffff:10.1.2.3", true),
             (r#"{"cidr":"10.0.0.0/8"}"#, "10.1.2.3.4", false),
+            (r#"{"cidr":"10.1.2.3/8"}"#, "10.9.9.9", true),
+            (r#"{"cidr":"10.1.2.3/32"}"#, "10.1.2.4", false),
+            (r#"{"cidr":"::ffff:10.0.0.0/104"}"#, "10.1.2.3", true),
+            (r#"{"cidr":"::ffff:10.0.0.0/104"}"#, "11.1.2.3", false),
+            (r#"{"cidr":"::/0"}"#, "10.1.2.3", false),
             (r#"{"cidr":"fd00::/8"}"#, "fd00::1", true),
         ];
         for (json, value, wanted) in table {
             assert_eq!(pattern(json).matches(value.as_bytes()), *wanted, "{json} on {value}");
+        }
+    }
+
+    /// Istio's `requestPrincipals`, by `generator.go` of its pilot.
+    #[test]
+    fn tokens_are_matched_by_issuer_and_subject_apart() {
+        let table: &[(&str, &str, &str, bool)] = &[
+            (r#"{"exact":"https://a/ada"}"#, "https://a", "ada", true),
+            (r#"{"exact":"https://a/b/c"}"#, "https://a/b", "c", true),
+            (r#"{"exact":"https://a/b/c"}"#, "https://a", "b/c", false),
+            (r#"{"exact":"ada"}"#, "", "ada", false),
+            (r#"{"prefix":"https://a/"}"#, "https://a", "x/y", true),
+            (r#"{"prefix":"https://a/"}"#, "https://a/b", "c", false),
+            (r#"{"prefix":"https://a/a"}"#, "https://a", "ada", true),
+            (r#"{"prefix":"issuer-"}"#, "issuer-1", "ada", true),
+            (r#"{"suffix":"/ada"}"#, "https://a", "ada", true),
+            (r#"{"suffix":"/ada"}"#, "https://a", "x/ada", false),
+            (r#"{"suffix":"a/ada"}"#, "https://a", "ada", true),
+            (r#"{"suffix":"b/ada"}"#, "https://a", "ada", false),
+            (r#"{"suffix":"da"}"#, "https://a", "ada", true),
+            (r#""present""#, "https://a", "ada", true),
+            (r#""present""#, "https://a", "", false),
+            (r#"{"prefix":"https://a/"}"#, "https://a", "", false),
+        ];
+        for (json, issuer, subject, wanted) in table {
+            assert_eq!(pattern(json).matches_token(issuer, subject), *wanted, "{json} on {issuer} and {subject}");
         }
     }
 }

@@ -187,7 +187,7 @@ impl PyDecision {
                 _ => "engine",
             },
             program: decision.program.hex(),
-            token_principal: token.map(|token| token.principal.clone()),
+            token_principal: token.and_then(crate::token::Token::principal),
             request_headers_to_set: decision.headers.request_set,
             request_headers_to_remove: decision.headers.request_remove,
             response_headers_to_add: decision.headers.response_add,
@@ -388,7 +388,7 @@ fn normalize_path<'py>(py: Python<'py>, path_and_query: &[u8]) -> Bound<'py, PyB
 mod _engine {
     #[pymodule_export]
     use super::{
-        document_hash, first_link, next_link, normalize_path, scan_frames, skip_frames, verify_frames, LoadError, PyDecider, PyDecision,
-        PyKeySets, PyProgram, PyRecord, PyRequest, PySpoolUsage, PySpoolWriter,
+        document_hash, first_link, next_link, normalize_path, scan_frames, skip_frames, verify_frames, LoadError,
+        PyDecider, PyDecision, PyKeySets, PyProgram, PyRecord, PyRequest, PySpoolUsage, PySpoolWriter,
     };
 }

@@ -13,8 +13,10 @@ pub const SCHEMA: u16 = 1;
 /// Algorithm 1: an unkeyed SHA-256 chain.
 const MAC_SHA256: u8 = 1;
 
-/// Longest body that is read, in bytes. Envoy bounds headers to far less.
+/// Longest body that is written and read, in bytes. Envoy bounds headers to far less.
 const MAX_BODY_BYTES: usize = 1 << 20;
+/// Longest frame.
+pub(crate) const MAX_FRAME_BYTES: usize = LENGTH_BYTES + MAX_BODY_BYTES + LINK_BYTES;
 
 const BODY_HEADER_BYTES: usize = 20;
 const LENGTH_BYTES: usize = 4;

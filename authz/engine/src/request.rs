@@ -20,6 +20,13 @@ pub struct Connection<'a> {
     pub sni: Option<&'a str>,
 }
 
+impl<'a> Connection<'a> {
+    /// The peer's SPIFFE ID. Another name that a foreign proxy read from a certificate is none: no rule may match it.
+    pub fn spiffe_id(&self) -> Option<&'a str> {
+        self.source_principal.filter(|id| id.starts_with("spiffe://"))
+    }
+}
+
 /// The HTTP part of a request.
 #[derive(Clone, Copy)]
 pub struct Http<'a> {
@@ -51,7 +58,10 @@ pub trait Headers {
     /// The value of the header `name` (lower case). Several values are joined with commas (RFC 9110 section 5.3).
     fn get(&self, name: &str) -> Option<Cow<'_, [u8]>>;
 
-    /// Calls `visit` with the name and value of every header, pseudo-headers included.
+    /// Calls `visit` with each value of the header `name` (lower case) until it answers true; tells whether it did.
+    fn any(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool;
+
+    /// Calls `visit` with the name and value of every header; pseudo-headers may be among them.
     fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8]));
 }
 
@@ -73,6 +83,10 @@ impl Headers for HeaderList {
             joined.extend_from_slice(value);
         }
         Some(Cow::Owned(joined))
+    }
+
+    fn any(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        self.0.iter().any(|(key, value)| key == name.as_bytes() && visit(value))
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {

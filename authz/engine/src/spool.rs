@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
-use crate::record::{Field, Fields, Kind, Position};
+use crate::record::{Field, Fields, Kind, Position, MAX_FRAME_BYTES};
 
 /// A segment that has reached this many bytes is followed by a new one.
 const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
@@ -69,9 +69,15 @@ impl Usage {
         unsafe { &*self.counters }
     }
 
-    /// Whether another record may be written.
+    /// Whether another request may be let in, whose records are then written.
     pub fn has_room(&self) -> bool {
         self.held() < self.bound
+    }
+
+    /// Whether a record may be written. Above the bound there is a reserve, an eighth of it, for the ends of what was
+    /// let in and for refusals; without an end to it, requests that are denied because the disk is full would fill it.
+    fn has_reserve(&self) -> bool {
+        self.held() < self.bound.saturating_add(self.bound / 8)
     }
 
     /// Bytes that are written and not yet acknowledged.
@@ -109,6 +115,8 @@ pub struct Spool {
     folder: PathBuf,
     segment: File,
     segment_bytes: u64,
+    /// Whether the segment may hold a part of a record behind its whole ones.
+    torn: bool,
     position: Position,
     usage: Arc<Usage>,
     frame: Vec<u8>,
@@ -121,14 +129,21 @@ impl Spool {
     /// # Errors
     /// The folder, the lock or the first segment cannot be made or written.
     pub fn create(root: &Path, worker: u32, usage: Arc<Usage>, time_ns: u64) -> io::Result<Self> {
+        if !usage.has_reserve() {
+            return Err(full());
+        }
         let mut id = [0; 16];
         SystemRandom::new().fill(&mut id).map_err(|_| io::Error::other("no random numbers"))?;
         let folder = root.join(data_encoding::HEXLOWER.encode(&id));
-        make_folder(&folder)?;
-        let lock = lock(&folder)?;
+        // Under a name that readers pass over until it is locked: a spool without a lock is that of a dead writer.
+        let unlocked = root.join(format!(".{}", data_encoding::HEXLOWER.encode(&id)));
+        make_folder(&unlocked)?;
+        let lock = lock(&unlocked)?;
+        std::fs::rename(&unlocked, &folder)?;
         let position = Position::default();
         let segment = new_segment(&folder, position)?;
-        let mut spool = Self { folder, segment, segment_bytes: 0, position, usage, frame: Vec::new(), _lock: lock };
+        let mut spool =
+            Self { folder, segment, segment_bytes: 0, torn: false, position, usage, frame: Vec::new(), _lock: lock };
         spool.append(Kind::Genesis, time_ns, |fields| {
             fields.bytes(Field::SpoolId, &id);
             fields.number(Field::Worker, u64::from(worker));
@@ -140,16 +155,25 @@ impl Spool {
     /// Writes one record and gives its sequence.
     ///
     /// # Errors
-    /// It could not be written whole. Then it is not in the spool, and the next one takes its sequence.
+    /// It could not be written whole, or nobody could read it. Then it is not in the spool, and the next one takes its
+    /// sequence.
     pub fn append(&mut self, kind: Kind, time_ns: u64, fill: impl FnOnce(&mut Fields<'_>)) -> io::Result<u64> {
+        if !self.usage.has_reserve() {
+            return Err(full());
+        }
+        self.cut_off_torn_write()?;
         if self.segment_bytes >= SEGMENT_BYTES {
             self.segment = new_segment(&self.folder, self.position)?;
             self.segment_bytes = 0;
         }
         let position = self.position.write(&mut self.frame, kind, time_ns, fill);
+        if self.frame.len() > MAX_FRAME_BYTES {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "an audit record is too long to be read again"));
+        }
         let written = self.segment.write(&self.frame)?;
         if written < self.frame.len() {
-            self.segment.set_len(self.segment_bytes)?;
+            self.torn = true;
+            self.cut_off_torn_write()?;
             return Err(io::Error::new(io::ErrorKind::StorageFull, "the disk took only a part of an audit record"));
         }
         self.segment_bytes += written as u64;
@@ -157,6 +181,19 @@ impl Spool {
         self.position = position;
         Ok(position.sequence)
     }
+
+    /// Nothing is written behind a part of a record: the chain could not be read past it.
+    fn cut_off_torn_write(&mut self) -> io::Result<()> {
+        if self.torn {
+            self.segment.set_len(self.segment_bytes)?;
+            self.torn = false;
+        }
+        Ok(())
+    }
+}
+
+fn full() -> io::Error {
+    io::Error::new(io::ErrorKind::StorageFull, "the spools hold all that they may")
 }
 
 fn make_folder(folder: &Path) -> io::Result<()> {
@@ -236,5 +273,117 @@ mod tests {
         assert_ne!(try_lock(), 0);
         drop(spool);
         assert_eq!(try_lock(), 0);
+    }
+
+    /// Run by the tests below in a process of its own.
+    #[test]
+    #[ignore = "writes until it is killed"]
+    fn writes_until_killed() {
+        let root = PathBuf::from(std::env::var_os("PELTAST_TEST_SPOOL").expect("a folder"));
+        let (mut spool, _) = open(&root, u64::MAX);
+        loop {
+            spool.append(Kind::Decision, 2, |fields| fields.bytes(Field::Path, &[b'x'; 3000])).expect("written");
+        }
+    }
+
+    /// Run by the tests below in a process of its own: the limit is the whole process's.
+    #[test]
+    #[ignore = "limits the size of files"]
+    fn writes_past_a_limit() {
+        let root = PathBuf::from(std::env::var_os("PELTAST_TEST_SPOOL").expect("a folder"));
+        let (mut spool, usage) = open(&root, u64::MAX);
+        limit_file_size(10_000);
+        let mut write = || spool.append(Kind::Decision, 2, |fields| fields.bytes(Field::Path, &[b'x'; 3000]));
+        let results: Vec<bool> = (0..5).map(|_| write().is_ok()).collect();
+        assert_eq!(results, [true, true, true, false, false]);
+        limit_file_size(1_000_000);
+        assert_eq!(write().expect("written"), 5);
+        let bytes = fs::read(&segments(&root)[0]).expect("read");
+        assert_eq!(verify(Position::default(), &bytes).expect("a chain").1.sequence, 5);
+        assert_eq!(usage.held(), bytes.len() as u64);
+    }
+
+    fn limit_file_size(bytes: u64) {
+        let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: sets a limit and a disposition of this process, which is the test's own.
+        unsafe {
+            libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+            assert_eq!(libc::setrlimit(libc::RLIMIT_FSIZE, &limit), 0);
+        }
+    }
+
+    fn in_a_process_of_its_own(test: &str, root: &Path) -> std::process::Command {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("the test binary"));
+        command.args(["--exact", "--ignored", test]).env("PELTAST_TEST_SPOOL", root);
+        command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+        command
+    }
+
+    #[test]
+    fn what_was_written_survives_the_writer() {
+        let root = tempfile::tempdir().expect("a folder");
+        let mut child =
+            in_a_process_of_its_own("spool::tests::writes_until_killed", root.path()).spawn().expect("child");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
+        let usage = Usage::open(root.path(), u64::MAX).expect("usage");
+        while usage.held() < 5 * SEGMENT_BYTES {
+            assert!(std::time::Instant::now() < deadline, "the child writes nothing");
+            std::thread::yield_now();
+        }
+        child.kill().expect("killed");
+        child.wait().expect("ended");
+        let bytes: Vec<u8> = segments(root.path()).iter().flat_map(|file| fs::read(file).expect("read")).collect();
+        let mut whole = 0;
+        while let Some((_, length)) = crate::record::read_frame(&bytes[whole..]).expect("no damage before the end") {
+            whole += length;
+        }
+        let (_, position) = verify(Position::default(), &bytes[..whole]).expect("a chain");
+        assert!(whole as u64 >= 5 * SEGMENT_BYTES && position.sequence > 1000, "{whole}");
+        assert!(bytes.len() - whole < 4000, "at most one record is cut short");
+        let folder = segments(root.path())[0].parent().expect("the spool").to_owned();
+        let lock = File::open(folder.join("lock")).expect("lock");
+        // SAFETY: flock on a descriptor that we own.
+        let locked = unsafe { libc::flock(lock.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) };
+        assert_eq!(locked, 0, "a dead writer holds none");
+    }
+
+    #[test]
+    fn a_torn_write_is_cut_off_and_the_chain_goes_on() {
+        let root = tempfile::tempdir().expect("a folder");
+        let status = in_a_process_of_its_own("spool::tests::writes_past_a_limit", root.path()).status().expect("child");
+        assert!(status.success());
+    }
+
+    #[test]
+    fn a_record_that_nobody_could_read_is_not_written() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (mut spool, usage) = open(root.path(), u64::MAX);
+        let held = usage.held();
+        let mut write =
+            |length: usize| spool.append(Kind::Act, 2, |fields| fields.bytes(Field::Object, &vec![b'x'; length]));
+        assert_eq!(write(1 << 20).expect_err("too long").kind(), io::ErrorKind::InvalidInput);
+        assert_eq!(usage.held(), held);
+        assert_eq!(write((1 << 20) - 26).expect("as long as can be"), 2);
+        let bytes = fs::read(&segments(root.path())[0]).expect("read");
+        assert_eq!(verify(Position::default(), &bytes).expect("a chain").1.sequence, 2);
+    }
+
+    #[test]
+    fn a_full_spool_takes_nothing_beyond_its_reserve() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (mut spool, usage) = open(root.path(), 80_000);
+        let mut write = || spool.append(Kind::End, 2, |fields| fields.bytes(Field::Path, &[b'x'; 900]));
+        while usage.has_room() {
+            write().expect("written");
+        }
+        assert!(usage.held() < 81_000);
+        while write().is_ok() {}
+        assert!((90_000..91_000).contains(&usage.held()), "{}", usage.held());
+        let spools = || fs::read_dir(root.path()).expect("root").count();
+        let before = spools();
+        assert!(Spool::create(root.path(), 1, Arc::clone(&usage), 3).is_err());
+        assert_eq!(spools(), before, "nothing is left of a spool that could not begin");
+        usage.acknowledge(20_000);
+        write().expect("written again");
     }
 }

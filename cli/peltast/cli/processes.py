@@ -29,6 +29,7 @@ from peltast.proxy.sidecar.supervise import Supervised
 __all__ = ["Mesh", "MeshSettings", "StateInUse"]
 
 _LAST_LINES = 10
+_TOKEN_SECONDS = 2.0
 
 
 class StateInUse(RuntimeError):
@@ -110,9 +111,10 @@ class Mesh:
         await self._migrate()
         configuration = ["--config", str(self._settings.configuration.absolute())]
         self._start("control-plane", [*self._peltast("control-plane"), *configuration])
-        token = await self.join_token(self._control.control_principal("collector"))
+        principal = self._control.control_principal("collector")
+        await self._wait_for_control_plane(principal)
         database = ["--database", self._postgres.url(COLLECTOR_ROLE)]
-        self._start("collector", [*self._peltast("collector"), *database], {JOIN_TOKEN_VARIABLE: token})
+        self._start("collector", [*self._peltast("collector"), *database], principal=principal)
         port = self._control.ports.collector
         await wait_until(lambda: takes_connections(LOOPBACK, port), self._complaint("collector"))
 
@@ -127,9 +129,9 @@ class Mesh:
     async def _start_workload(self, workload: Workload) -> None:
         name = workload.full_name
         if f"agent:{name}" not in self._running:
-            token = await self.join_token(workload.principal)
-            environment = {JOIN_TOKEN_VARIABLE: token}
-            self._start(f"agent:{name}", self._agent_command(workload), environment, workload=workload)
+            await self._wait_for_control_plane(workload.principal)
+            command = self._agent_command(workload)
+            self._start(f"agent:{name}", command, principal=workload.principal, workload=workload)
         if f"app:{name}" not in self._running:
             # `python` is ours: an application may need what is installed beside us.
             path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}"
@@ -170,29 +172,33 @@ class Mesh:
             number = port.target_port
             await wait_until(lambda n=number: takes_connections(workload.address, n), self._complaint(f"app:{name}"))  # type: ignore[misc]
 
-    async def join_token(self, principal: str) -> str:
-        """A join token for `principal`, from the control plane, as soon as it is up and knows it.
+    async def _wait_for_control_plane(self, principal: str) -> None:
+        """Waits until the control plane is up and knows `principal`.
 
         Raises:
             NotReady: it is not in time.
         """
-        tokens: list[str] = []
+
+        async def knows() -> bool:
+            return await self._join_token(principal) is not None
+
+        await wait_until(knows, self._complaint("control-plane"))
+
+    async def _join_token(self, principal: str) -> str | None:
+        """A join token for `principal`; none where the control plane is away, or does not know it."""
         async with grpc.aio.insecure_channel(f"unix:{self._control.operator_socket}") as channel:
             generate = channel.unary_unary(
                 JOIN_TOKENS_METHOD,
                 request_serializer=GenerateRequest.SerializeToString,
                 response_deserializer=GenerateResponse.FromString,
             )
-
-            async def generated() -> bool:
-                try:
-                    tokens.append((await generate(GenerateRequest(spiffe_id=principal))).token)
-                except grpc.aio.AioRpcError:
-                    return False
-                return True
-
-            await wait_until(generated, self._complaint("control-plane"))
-        return tokens[0]
+            try:
+                response: GenerateResponse = await generate(
+                    GenerateRequest(spiffe_id=principal), timeout=_TOKEN_SECONDS
+                )
+            except grpc.aio.AioRpcError:
+                return None
+            return str(response.token)
 
     # Processes ------------------------------------------------------------------------------------------------------
 
@@ -236,11 +242,18 @@ class Mesh:
         environment: Mapping[str, str] | None = None,
         *,
         folder: Path | None = None,
+        principal: str | None = None,
         workload: Workload | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
     ) -> None:
-        inherited = {**os.environ, **(environment or {})}
-        process = Supervised(name, command, inherited, self._log_file(name), folder, stop_signal)
+        """Starts a process and keeps it running; one with a `principal` has a new join token at every start."""
+
+        async def whole_environment() -> Mapping[str, str]:
+            # Without a token, an SVID that was kept serves: an agent starts while the control plane is away.
+            token = await self._join_token(principal) if principal else None
+            return {**os.environ, **(environment or {}), **({JOIN_TOKEN_VARIABLE: token} if token else {})}
+
+        process = Supervised(name, command, whole_environment, self._log_file(name), folder, stop_signal)
         self._running[name] = _Running(process, asyncio.create_task(process.run(), name=name), workload)
 
     async def _end(self, names: list[str]) -> None:

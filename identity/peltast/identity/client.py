@@ -16,13 +16,17 @@ from peltast.identity.protos.ca_pb2 import IstioCertificateRequest, IstioCertifi
 from peltast.identity.rpc import channel_credentials, open_channel
 from peltast.identity.svid import Svid, load_svid, new_key_and_csr, rotation_time, save_svid
 
-__all__ = ["IdentityClient", "join"]
+__all__ = ["IdentityClient", "SvidExpired", "join"]
 
 _METHOD = "/istio.v1.auth.IstioCertificateService/CreateCertificate"
 _TIMEOUT_SECONDS = 10.0
 _RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 log = structlog.get_logger()
+
+
+class SvidExpired(RuntimeError):
+    """The SVID at hand has ended, and cannot be renewed by itself: a new join token is needed."""
 
 
 async def join(address: str, roots: bytes, token: str) -> Svid:
@@ -85,7 +89,11 @@ class IdentityClient:
         await self._take(svid)
 
     async def keep_fresh(self) -> None:
-        """Renews for ever. While the control plane is away the SVID at hand is used, and renewal is tried again."""
+        """Renews for ever. While the control plane is away the SVID at hand is used, and renewal is tried again.
+
+        Raises:
+            SvidExpired: it was away for too long, or this machine was.
+        """
         while True:
             due = rotation_time(self.svid, random.random())  # noqa: S311 - spreads load, hides nothing
             await asyncio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
@@ -107,6 +115,8 @@ class IdentityClient:
             try:
                 await self._take(await renew(self._mtls_address, self.roots, self.svid))
             except grpc.aio.AioRpcError as error:
+                if datetime.now(UTC) >= self.svid.expires:
+                    raise SvidExpired(f"the SVID of {self.svid.spiffe_id} ended {self.svid.expires}") from error
                 delay = _RETRY_SECONDS[min(attempt, len(_RETRY_SECONDS) - 1)]
                 log.warning("svid not renewed", error=error.details(), again_in_seconds=delay)
                 attempt += 1

@@ -63,8 +63,6 @@ struct RequestAttributes {
 struct HttpRequest {
     #[prost(string, tag = "2")]
     method: String,
-    #[prost(btree_map = "string, string", tag = "3")]
-    headers: BTreeMap<String, String>,
     #[prost(string, tag = "4")]
     path: String,
     #[prost(string, tag = "5")]
@@ -73,6 +71,23 @@ struct HttpRequest {
     scheme: String,
     #[prost(string, tag = "10")]
     protocol: String,
+    #[prost(message, optional, tag = "13")]
+    header_map: Option<HeaderMap>,
+}
+
+/// Headers one by one and as bytes: in the older `headers`, joined and as text, a value could hide behind another.
+#[derive(Clone, PartialEq, Message)]
+struct HeaderMap {
+    #[prost(message, repeated, tag = "1")]
+    headers: Vec<RawHeader>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct RawHeader {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(bytes = "vec", tag = "3")]
+    raw_value: Vec<u8>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -142,17 +157,13 @@ pub(crate) fn check_request(request: &Request<'_>, peer: Peer<'_>, destination: 
             SocketAddress { address: ip.map_or_else(String::new, |ip| ip.to_string()), port_value: u32::from(port) };
         Some(Address { socket_address: Some(socket_address) })
     };
-    let mut headers: BTreeMap<String, String> = BTreeMap::new();
+    let mut headers: Vec<RawHeader> = Vec::new();
     request.http.headers.visit(&mut |name, value| {
-        let joined = headers.entry(text(name)).or_default();
-        if !joined.is_empty() {
-            joined.push(',');
-        }
-        joined.push_str(&text(value));
+        headers.push(RawHeader { key: text(name), raw_value: value.to_vec() });
     });
     let http = HttpRequest {
         method: text(request.http.method),
-        headers,
+        header_map: Some(HeaderMap { headers }),
         path: text(request.http.path),
         host: text(request.http.host),
         scheme: text(request.http.scheme),
@@ -263,4 +274,202 @@ impl Own {
 
 fn pairs(options: Vec<HeaderValueOption>) -> Vec<(String, String)> {
     options.into_iter().filter_map(|option| option.header).map(|header| (header.key, header.value)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use peltast_engine::{Connection, HeaderList, Http};
+    use prost_types::{ListValue, Value};
+
+    fn program() -> Program {
+        let when = r#"{"attribute":"request.path","any":["present"],"none":[]}"#;
+        let document = format!(
+            r#"{{"schema":1,"workload":{{"principal":"spiffe://td/api","ports":{{}}}},"authentication":[],"rego":[],
+                "policies":[{{"name":"a/b","action":"DENY","rules":[{{"from":[],"to":[],"when":[{when}]}}]}}]}}"#
+        );
+        Program::load(document.as_bytes()).expect("a program")
+    }
+
+    fn text(text: &str) -> Value {
+        Value { kind: Some(Kind::StringValue(text.to_owned())) }
+    }
+
+    fn number(number: f64) -> Value {
+        Value { kind: Some(Kind::NumberValue(number)) }
+    }
+
+    fn list(items: &[&str]) -> Value {
+        Value { kind: Some(Kind::ListValue(ListValue { values: items.iter().map(|item| text(item)).collect() })) }
+    }
+
+    fn structure(fields: &[(&str, Value)]) -> Struct {
+        Struct { fields: fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect() }
+    }
+
+    /// An answer with the fields that ours has, one of them replaced or added.
+    fn answer(program: &Program, code: i32, change: Option<(&str, Value)>) -> CheckResponse {
+        let mut own = vec![
+            ("reason", text("rego_allowed")),
+            ("program", text(&program.hash().hex())),
+            ("policy", text("a/b")),
+            ("rule", number(2.0)),
+            ("ttl_ms", number(500.0)),
+            ("referenced", list(&["request.path"])),
+        ];
+        own.extend(change);
+        let own = Value { kind: Some(Kind::StructValue(structure(&own))) };
+        let dynamic_metadata = Some(structure(&[(METADATA_KEY, own)]));
+        CheckResponse { status: Some(Status { code }), denied: None, ok: None, dynamic_metadata }
+    }
+
+    fn header(key: &str, value: &str) -> HeaderValueOption {
+        HeaderValueOption { header: Some(HeaderValue { key: key.to_owned(), value: value.to_owned() }) }
+    }
+
+    #[test]
+    fn every_value_of_a_header_is_sent_by_itself_and_to_the_byte() {
+        let headers = HeaderList(vec![
+            (b"x-a".to_vec(), b"".to_vec()),
+            (b"x-a".to_vec(), b"1,2".to_vec()),
+            (b"x-b".to_vec(), b"\xff".to_vec()),
+        ]);
+        let request = Request {
+            connection: Connection {
+                source_ip: Some("10.0.0.1".parse().expect("an address")),
+                source_port: 4000,
+                destination_port: 15006,
+                sni: Some("api"),
+                ..Connection::default()
+            },
+            http: Http {
+                method: b"GET",
+                host: b"h",
+                path: b"/a?b",
+                scheme: b"https",
+                protocol: b"HTTP/2",
+                headers: &headers,
+            },
+        };
+        let peer = Peer { principal: "spiffe://td/web", serial: "01" };
+        let sent = CheckRequest::decode(&check_request(&request, peer, "spiffe://td/api")[..]).expect("a CheckRequest");
+        let attributes = sent.attributes.expect("attributes");
+        let (source, destination) = (attributes.source.expect("source"), attributes.destination.expect("destination"));
+        assert_eq!((&*source.principal, &*destination.principal), ("spiffe://td/web", "spiffe://td/api"));
+        let address =
+            |endpoint: Endpoint| endpoint.address.and_then(|address| address.socket_address).expect("address");
+        assert_eq!(address(source), SocketAddress { address: "10.0.0.1".to_owned(), port_value: 4000 });
+        assert_eq!(address(destination), SocketAddress { address: String::new(), port_value: 15006 });
+        assert_eq!(attributes.tls_session.expect("TLS").sni, "api");
+        let http = attributes.request.and_then(|request| request.http).expect("HTTP");
+        assert_eq!((&*http.method, &*http.host, &*http.path, &*http.protocol), ("GET", "h", "/a?b", "HTTP/2"));
+        let sent: Vec<_> =
+            http.header_map.expect("headers").headers.into_iter().map(|one| (one.key, one.raw_value)).collect();
+        let given: Vec<_> =
+            headers.0.iter().map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.clone())).collect();
+        assert_eq!(sent, given);
+    }
+
+    #[test]
+    fn an_answer_is_a_decision() {
+        let program = program();
+        let ok = OkResponse {
+            headers: vec![header("x-user", "ada"), HeaderValueOption { header: None }],
+            headers_to_remove: vec!["x-secret".to_owned()],
+            response_headers_to_add: vec![header("x-by", "peltast")],
+        };
+        let allowed = CheckResponse { ok: Some(ok), ..answer(&program, 0, None) };
+        let allowed = decision(&allowed.encode_to_vec(), &program).expect("a decision");
+        assert_eq!((allowed.effect, allowed.status, allowed.reason), (Effect::Allow, 200, Reason::RegoAllowed));
+        assert_eq!((allowed.policy.as_deref(), allowed.rule, allowed.source), (Some("a/b"), Some(2), Source::Check));
+        assert_eq!(allowed.lifetime, Lifetime::Milliseconds(500));
+        let pair = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        assert_eq!(
+            allowed.headers,
+            HeaderOperations {
+                request_set: pair("x-user", "ada"),
+                request_remove: vec!["x-secret".to_owned()],
+                response_add: pair("x-by", "peltast"),
+            }
+        );
+
+        let denied = DeniedResponse {
+            status: Some(Status { code: 418 }),
+            headers: vec![header("a", "b")],
+            body: "no".to_owned(),
+        };
+        let denied =
+            CheckResponse { denied: Some(denied), ..answer(&program, 7, Some(("reason", text("rego_denied")))) };
+        let denied = decision(&denied.encode_to_vec(), &program).expect("a decision");
+        assert_eq!((denied.effect, denied.status, denied.body.as_deref()), (Effect::Deny, 418, Some("no")));
+        assert_eq!(denied.headers, HeaderOperations { response_add: pair("a", "b"), ..HeaderOperations::default() });
+    }
+
+    #[test]
+    fn only_an_explicit_ok_allows() {
+        let program = program();
+        let table = [(Some(0), Effect::Allow), (Some(7), Effect::Deny), (Some(-1), Effect::Deny), (None, Effect::Deny)];
+        for (code, effect) in table {
+            let response = CheckResponse { status: code.map(|code| Status { code }), ..answer(&program, 0, None) };
+            assert_eq!(decision(&response.encode_to_vec(), &program).expect("a decision").effect, effect, "{code:?}");
+        }
+        for (code, status) in [(99, 403), (100, 403), (200, 200), (599, 599), (600, 403), (-1, 403)] {
+            let denied = DeniedResponse { status: Some(Status { code }), ..DeniedResponse::default() };
+            let response =
+                CheckResponse { denied: Some(denied), ..answer(&program, 7, Some(("reason", text("rego_denied")))) };
+            assert_eq!(decision(&response.encode_to_vec(), &program).expect("a decision").status, status, "{code}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_remembered_only_where_our_key_tells_all() {
+        let program = program();
+        let table = [
+            ("as it is", None, Lifetime::Milliseconds(500)),
+            ("no time", Some(("ttl_ms", number(0.0))), Lifetime::Once),
+            ("a negative time", Some(("ttl_ms", number(-5.0))), Lifetime::Once),
+            ("no number", Some(("ttl_ms", number(f64::NAN))), Lifetime::Once),
+            ("a text", Some(("ttl_ms", text("500"))), Lifetime::Once),
+            ("another program", Some(("program", text(&"0".repeat(64)))), Lifetime::Once),
+            ("nothing read", Some(("referenced", list(&[]))), Lifetime::Milliseconds(500)),
+            (
+                "an attribute outside the key",
+                Some(("referenced", list(&["request.path", "request.method"]))),
+                Lifetime::Once,
+            ),
+            ("an unknown attribute", Some(("referenced", list(&["request.colour"]))), Lifetime::Once),
+            ("no list", Some(("referenced", text("request.path"))), Lifetime::Once),
+        ];
+        for (what, change, lifetime) in table {
+            let response = answer(&program, 0, change).encode_to_vec();
+            assert_eq!(decision(&response, &program).expect(what).lifetime, lifetime, "{what}");
+        }
+    }
+
+    #[test]
+    fn other_answers_are_refused() {
+        let program = program();
+        let without = CheckResponse { dynamic_metadata: None, ..answer(&program, 0, None) };
+        let table = [
+            ("empty", Vec::new()),
+            ("not protobuf", b"access granted".to_vec()),
+            ("no word of ours", without.encode_to_vec()),
+            ("an unknown reason", answer(&program, 0, Some(("reason", text("because")))).encode_to_vec()),
+            ("no program", answer(&program, 0, Some(("program", text("")))).encode_to_vec()),
+            ("cut short", {
+                let whole = answer(&program, 0, None).encode_to_vec();
+                whole[..whole.len() - 1].to_vec()
+            }),
+        ];
+        for (what, body) in table {
+            assert!(decision(&body, &program).is_err(), "{what}");
+        }
+    }
+
+    #[test]
+    fn what_failed_open_at_the_check_service_says_so() {
+        let program = program();
+        let response = answer(&program, 0, Some(("source", text("failed-open"))));
+        assert_eq!(decision(&response.encode_to_vec(), &program).expect("a decision").source, Source::FailedOpen);
+    }
 }

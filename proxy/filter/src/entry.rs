@@ -8,7 +8,7 @@ use crate::abi::{self, Buffer, Handle, Header};
 use crate::access_log::Logger;
 use crate::config::FilterConfig;
 use crate::envoy::{warn, LogEntry, Stream};
-use crate::stream::StreamState;
+use crate::stream::{deny, Next, StreamState};
 
 /// Our half of a stream.
 enum Filter {
@@ -21,34 +21,74 @@ fn guarded<R>(hook: impl FnOnce() -> R, rescue: impl FnOnce() -> R) -> R {
     catch_unwind(AssertUnwindSafe(hook)).unwrap_or_else(|_| rescue())
 }
 
-/// Runs `hook` with the stream's state, if it decides. A panic is told in Envoy's log; `denies` says whether the
-/// stream waits for this hook, so that it must be answered all the same.
+/// Runs `hook` with the stream's state, if it decides. The state is borrowed for no longer than this call.
 ///
 /// # Safety
-/// The handles must be those of the hook at hand.
-unsafe fn with_state(stream: Handle, filter: Handle, denies: bool, hook: impl FnOnce(&mut StreamState, Stream)) {
-    // SAFETY: made by `filter_new`, and Envoy calls one hook of a stream at a time.
-    let Filter::Deciding(state) = (unsafe { &mut *filter.cast::<Filter>() }) else { return };
+/// The handles must be those of the hook at hand, and nothing else may borrow the filter.
+unsafe fn with_state<R>(
+    stream: Handle,
+    filter: Handle,
+    hook: impl FnOnce(&mut StreamState, &mut Stream) -> R,
+) -> Option<R> {
+    // SAFETY: made by `filter_new`; the caller vouches that it is not borrowed.
+    let Filter::Deciding(state) = (unsafe { &mut *filter.cast::<Filter>() }) else { return None };
+    // SAFETY: Envoy's own handle.
+    let mut stream = unsafe { Stream::new(stream) };
+    Some(hook(state, &mut stream))
+}
+
+/// Runs a hook that nothing waits for. A panic is told in Envoy's log.
+///
+/// # Safety
+/// See [`with_state`].
+unsafe fn observe(stream: Handle, filter: Handle, hook: impl FnOnce(&mut StreamState, &mut Stream)) {
+    // SAFETY: the caller vouches.
+    let run = || unsafe { with_state(stream, filter, hook) };
+    guarded(run, || {
+        warn("peltast: a hook of the module panicked");
+        None
+    });
+}
+
+/// Runs a hook that the stream waits for: after a panic it is denied, and recorded as denied if that can be. None
+/// where the filter does not decide.
+///
+/// # Safety
+/// See [`with_state`].
+unsafe fn decide(
+    stream: Handle,
+    filter: Handle,
+    hook: impl FnOnce(&mut StreamState, &mut Stream) -> Next,
+) -> Option<Next> {
+    // SAFETY: the caller vouches.
+    let run = || unsafe { with_state(stream, filter, hook) };
+    // SAFETY: as above; `run` is over by then.
+    let deny = || guarded(|| unsafe { with_state(stream, filter, StreamState::on_panic) }, || Some(Next::Abort));
+    guarded(run, || {
+        warn("peltast: a hook of the module panicked");
+        deny()
+    })
+}
+
+/// Does what is next for a stream that was stopped.
+///
+/// # Safety
+/// The handle must be that of the hook at hand, and nothing may borrow its filter: other hooks run inside.
+unsafe fn resume(stream: Handle, next: Option<Next>) {
     // SAFETY: Envoy's own handle.
     let stream = unsafe { Stream::new(stream) };
-    if catch_unwind(AssertUnwindSafe(|| hook(state, stream))).is_err() {
-        warn("peltast: a hook of the module panicked");
-        if denies {
-            deny_after_panic(state, stream);
-        }
+    match next {
+        Some(Next::Continue) => stream.continue_decoding(),
+        Some(next @ (Next::Deny(_) | Next::Abort)) => answer(stream, &next),
+        Some(Next::Wait) | None => {}
     }
 }
 
-fn deny_after_panic(state: &mut StreamState, stream: Stream) -> u32 {
-    guarded(
-        || state.on_panic(stream),
-        || {
-            // Not even a record could be written; still nothing goes on.
-            let mut stream = stream;
-            stream.respond(500, &[], "", "internal_error");
-            abi::HEADERS_STOP
-        },
-    )
+fn answer(stream: Stream, next: &Next) {
+    match next {
+        Next::Deny(decision) => deny(stream, decision),
+        _ => stream.respond(500, &[], "", "internal_error"),
+    }
 }
 
 #[no_mangle]
@@ -76,23 +116,25 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(config: *mut c_void) {
     // SAFETY: made by `config_new`, destroyed once.
-    drop(unsafe { Box::from_raw(config.cast::<FilterConfig>()) });
+    guarded(|| drop(unsafe { Box::from_raw(config.cast::<FilterConfig>()) }), || {});
 }
 
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_new(config: *const c_void, _stream: Handle) -> *mut c_void {
     // SAFETY: made by `config_new`, and alive as long as its filters are made.
-    let filter = match unsafe { &*config.cast::<FilterConfig>() } {
+    let config = unsafe { &*config.cast::<FilterConfig>() };
+    let new = || match config {
         FilterConfig::Program(program) => Filter::Deciding(StreamState::new(program.clone())),
         FilterConfig::Keys => Filter::Passive,
     };
-    Box::into_raw(Box::new(filter)).cast()
+    // Null closes the stream.
+    guarded(|| Box::into_raw(Box::new(new())).cast(), std::ptr::null_mut)
 }
 
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(filter: *mut c_void) {
     // SAFETY: made by `filter_new`, destroyed once.
-    drop(unsafe { Box::from_raw(filter.cast::<Filter>()) });
+    guarded(|| drop(unsafe { Box::from_raw(filter.cast::<Filter>()) }), || {});
 }
 
 #[no_mangle]
@@ -101,13 +143,16 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     filter: Handle,
     _end_of_stream: bool,
 ) -> u32 {
-    // SAFETY: made by `filter_new`; Envoy's own handle.
-    let (filter, stream) = unsafe { (&mut *filter.cast::<Filter>(), Stream::new(stream)) };
-    let Filter::Deciding(state) = filter else { return abi::HEADERS_CONTINUE };
-    if let Ok(status) = catch_unwind(AssertUnwindSafe(|| state.on_request_headers(stream))) {
-        return status;
+    // SAFETY: Envoy's handles.
+    match unsafe { decide(stream, filter, StreamState::on_request_headers) } {
+        Some(Next::Continue) | None => abi::HEADERS_CONTINUE,
+        Some(Next::Wait) => abi::HEADERS_STOP_ALL_AND_WATERMARK,
+        Some(next @ (Next::Deny(_) | Next::Abort)) => {
+            // SAFETY: Envoy's own handle.
+            answer(unsafe { Stream::new(stream) }, &next);
+            abi::HEADERS_STOP
+        }
     }
-    deny_after_panic(state, stream)
 }
 
 #[no_mangle]
@@ -117,20 +162,22 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_headers(
     _end_of_stream: bool,
 ) -> u32 {
     // SAFETY: Envoy's handles.
-    unsafe { with_state(stream, filter, false, StreamState::on_response_headers) };
+    unsafe { observe(stream, filter, StreamState::on_response_headers) };
     abi::HEADERS_CONTINUE
 }
 
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(stream: Handle, filter: Handle) {
     // SAFETY: Envoy's handles.
-    unsafe { with_state(stream, filter, false, |state, _| state.on_complete()) };
+    unsafe { observe(stream, filter, |state, _| state.on_complete()) };
 }
 
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(stream: Handle, filter: Handle, _event: u64) {
     // SAFETY: Envoy's handles.
-    unsafe { with_state(stream, filter, true, StreamState::on_scheduled) };
+    let next = unsafe { decide(stream, filter, StreamState::on_scheduled) };
+    // SAFETY: Envoy's handle; the state is no longer borrowed.
+    unsafe { resume(stream, next) };
 }
 
 #[no_mangle]
@@ -144,10 +191,15 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
     body: *const Buffer,
     body_count: usize,
 ) {
-    // SAFETY: Envoy's arrays, during this call.
-    let answer = unsafe { callout_answer(result, array(headers, headers_count), array(body, body_count)) };
+    let hook = |state: &mut StreamState, stream: &mut Stream| {
+        // SAFETY: Envoy's arrays, during this call.
+        let answer = unsafe { callout_answer(result, array(headers, headers_count), array(body, body_count)) };
+        state.on_callout_done(stream, answer)
+    };
     // SAFETY: Envoy's handles.
-    unsafe { with_state(stream, filter, true, |state, stream| state.on_callout_done(stream, answer)) };
+    let next = unsafe { decide(stream, filter, hook) };
+    // SAFETY: Envoy's handle; the state is no longer borrowed.
+    unsafe { resume(stream, next) };
 }
 
 /// # Safety
@@ -170,9 +222,10 @@ unsafe fn callout_answer(result: u32, headers: &[Header], body: &[Buffer]) -> Re
     let status =
         unsafe { headers.iter().find(|header| header.name.bytes() == b":status").map(|header| header.value.bytes()) };
     match (result, status) {
-        // SAFETY: the caller vouches.
         (abi::CALLOUT_SUCCESS, Some(b"200")) => {
-            Ok(body.iter().flat_map(|part| unsafe { part.bytes() }).copied().collect())
+            // SAFETY: the caller vouches.
+            let parts: Vec<&[u8]> = body.iter().map(|part| unsafe { part.bytes() }).collect();
+            Ok(parts.concat())
         }
         (abi::CALLOUT_SUCCESS, Some(status)) => {
             Err(format!("the check service answered with status {}", String::from_utf8_lossy(status)))
@@ -188,7 +241,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_access_logger_config_new(
     _bytes: Buffer,
 ) -> *const c_void {
     // SAFETY: Envoy's bytes, during this call.
-    match Logger::parse(unsafe { name.bytes() }) {
+    match guarded(|| Logger::parse(unsafe { name.bytes() }), || None) {
         Some(logger) => Box::into_raw(Box::new(logger)).cast(),
         None => std::ptr::null(),
     }
@@ -239,4 +292,53 @@ idle! {
     envoy_dynamic_module_on_http_filter_http_stream_reset(Handle, Handle, u64, u32) -> () { () }
     envoy_dynamic_module_on_http_filter_downstream_above_write_buffer_high_watermark(Handle, Handle) -> () { () }
     envoy_dynamic_module_on_http_filter_downstream_below_write_buffer_low_watermark(Handle, Handle) -> () { () }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header(name: &str, value: &str) -> Header {
+        Header { name: Buffer::of(name.as_bytes()), value: Buffer::of(value.as_bytes()) }
+    }
+
+    #[test]
+    fn a_panic_is_caught_and_something_else_is_given() {
+        assert_eq!(guarded(|| panic!("inside"), || 7), 7);
+        assert_eq!(guarded(|| 1, || 7), 1);
+    }
+
+    #[test]
+    fn arrays_that_are_not_there_are_empty() {
+        // SAFETY: null, or with room for what is counted.
+        unsafe {
+            assert!(array::<Header>(std::ptr::null(), 5).is_empty());
+            assert!(array([header("a", "b")].as_ptr(), 0).is_empty());
+            assert!(Buffer::EMPTY.bytes().is_empty());
+            assert!(Buffer { address: std::ptr::null(), length: 9 }.bytes().is_empty());
+        }
+    }
+
+    /// Envoy makes a response of a connection that was refused, and of a timeout.
+    #[test]
+    fn only_a_whole_answer_with_status_200_is_one() {
+        let parts = [Buffer::of(b"ab"), Buffer::EMPTY, Buffer::of(b"c")];
+        let (ok, unavailable) = ([header("x", "y"), header(":status", "200")], [header(":status", "503")]);
+        let table = [
+            ("whole", 0, &ok[..], Ok(&b"abc"[..])),
+            ("unavailable", 0, &unavailable, Err("status 503")),
+            ("broken off", 1, &[], Err("result 1")),
+            ("too long", 2, &ok, Err("result 2")),
+            ("without a status", 0, &ok[..1], Err("result 0")),
+        ];
+        for (what, result, headers, wanted) in table {
+            // SAFETY: all of it lives here.
+            let got = unsafe { callout_answer(result, headers, &parts) };
+            match (got, wanted) {
+                (Ok(body), wanted) => assert_eq!(Ok(&body[..]), wanted, "{what}"),
+                (Err(error), Err(part)) => assert!(error.contains(part), "{what}: {error}"),
+                (Err(error), Ok(_)) => panic!("{what}: {error}"),
+            }
+        }
+    }
 }

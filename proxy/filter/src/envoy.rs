@@ -18,8 +18,8 @@ fn found(get: impl FnOnce(*mut Buffer) -> bool) -> Option<Buffer> {
     get(&mut value).then_some(value)
 }
 
-/// A stream, inside one of its hooks. What it returns by reference is Envoy's, and valid until headers are changed.
-#[derive(Clone, Copy)]
+/// A stream, inside one of its hooks. What it returns by reference is Envoy's, and valid until headers are changed:
+/// so what changes them takes `&mut self`, and a stream is not copied.
 pub(crate) struct Stream(Handle);
 
 impl Stream {
@@ -71,8 +71,8 @@ impl Stream {
     }
 
     /// Replaces a request header; an empty value removes it.
-    pub(crate) fn set_request_header(&mut self, name: &str, value: &str) {
-        let value = if value.is_empty() { Buffer::EMPTY } else { Buffer::of(value.as_bytes()) };
+    pub(crate) fn set_request_header(&mut self, name: &str, value: &[u8]) {
+        let value = if value.is_empty() { Buffer::EMPTY } else { Buffer::of(value) };
         let (kind, name) = (abi::REQUEST_HEADERS, Buffer::of(name.as_bytes()));
         // SAFETY: inside a hook of this stream; Envoy copies.
         unsafe { abi::envoy_dynamic_module_callback_http_set_header(self.0, kind, name, value) };
@@ -85,8 +85,8 @@ impl Stream {
     }
 
     /// Answers the request here. From any hook but `request_headers`, the stream's other hooks run inside this call:
-    /// nothing of ours may be borrowed.
-    pub(crate) fn respond(&mut self, status: u16, headers: &[(&str, &str)], body: &str, details: &str) {
+    /// nothing of ours may be borrowed, and nothing is left to do for the stream afterwards.
+    pub(crate) fn respond(self, status: u16, headers: &[(&str, &str)], body: &str, details: &str) {
         let headers = as_headers(headers);
         let (body, details) = (Buffer::of(body.as_bytes()), Buffer::of(details.as_bytes()));
         // SAFETY: inside a hook of this stream; Envoy copies.
@@ -102,8 +102,8 @@ impl Stream {
         }
     }
 
-    /// Lets a stopped request go on; later filters run inside this call.
-    pub(crate) fn continue_decoding(&mut self) {
+    /// Lets a stopped request go on; later filters, and hooks of ours, run inside this call, as in [`Self::respond`].
+    pub(crate) fn continue_decoding(self) {
         // SAFETY: inside a hook of this stream.
         unsafe { abi::envoy_dynamic_module_callback_http_filter_continue_decoding(self.0) };
     }
@@ -113,7 +113,7 @@ impl Stream {
     /// # Errors
     /// Envoy's number for why it could not be sent.
     pub(crate) fn call_out(
-        &mut self,
+        &self,
         cluster: &str,
         headers: &[(&str, &str)],
         body: &[u8],
@@ -166,6 +166,11 @@ impl Headers for Stream {
             joined.extend_from_slice(self.header_at(name, index).map_or(&[], |(value, _)| value));
         }
         Some(Cow::Owned(joined))
+    }
+
+    fn any(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        let Some((first, count)) = self.header_at(name, 0) else { return false };
+        visit(first) || (1..count).any(|index| self.header_at(name, index).is_some_and(|(value, _)| visit(value)))
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {

@@ -13,6 +13,8 @@ mod callout;
 mod config;
 mod entry;
 mod envoy;
+#[cfg(feature = "panic-for-tests")]
+mod panic_for_tests;
 mod peer;
 mod stream;
 mod worker;

@@ -1,8 +1,10 @@
 //! One inbound request on its way: decided, recorded, and then let through or answered.
 
+use std::borrow::Cow;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use peltast_engine::path;
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::{
     Answer, Connection, Decision, Effect, Hash, Http, KeySets, Lifetime, Program, Question, Reason, Request, Source,
@@ -25,13 +27,27 @@ pub(crate) struct StreamState {
     /// Sequence of the decision record, once it is written.
     recorded: Option<u64>,
     response_headers: Vec<(String, String)>,
-    question: Option<Asked>,
+    /// Boxed: few streams ask.
+    question: Option<Box<Asked>>,
 }
 
 struct Asked {
     question: Question,
     /// Whether this stream asks for all that wait for the same answer.
     leads: bool,
+}
+
+/// What is to be done with a stream once nothing of ours is borrowed any more: Envoy may run other hooks of the same
+/// stream inside doing it.
+pub(crate) enum Next {
+    /// The request goes on.
+    Continue,
+    /// It waits for an answer.
+    Wait,
+    /// It is answered here.
+    Deny(Arc<Decision>),
+    /// It is answered here, and not even the denial could be put together.
+    Abort,
 }
 
 /// What becomes of a stream for now.
@@ -57,76 +73,88 @@ impl StreamState {
     }
 
     /// Decides the request whose headers have come.
-    pub(crate) fn on_request_headers(&mut self, stream: Stream) -> u32 {
-        match self.decide(stream, true) {
-            Step::Concluded(answer) => self.carry_out(stream, &answer),
-            Step::Waiting => abi::HEADERS_STOP_ALL_AND_WATERMARK,
-        }
+    pub(crate) fn on_request_headers(&mut self, stream: &mut Stream) -> Next {
+        let step = self.decide(stream, true);
+        self.next(stream, step)
     }
 
     /// Adds what the decision adds to the response.
-    pub(crate) fn on_response_headers(&mut self, mut stream: Stream) {
+    pub(crate) fn on_response_headers(&mut self, stream: &mut Stream) {
         for (name, value) in self.response_headers.drain(..) {
             stream.add_response_header(&name, &value);
         }
     }
 
     /// Takes the check service's answer.
-    pub(crate) fn on_callout_done(&mut self, stream: Stream, answer: Result<Vec<u8>, String>) {
-        let Some(Asked { question, .. }) = &self.question else { return };
+    pub(crate) fn on_callout_done(&mut self, stream: &mut Stream, answer: Result<Vec<u8>, String>) -> Next {
+        let Some(asked) = self.question.take() else { return Next::Wait };
         let decision = answer.and_then(|body| callout::decision(&body, &self.program));
-        let decision = Arc::new(decision.unwrap_or_else(|detail| question.unanswered(detail)));
-        self.finish(stream, decision);
+        let decision = Arc::new(decision.unwrap_or_else(|detail| asked.question.unanswered(detail)));
+        let answer = self.finish(stream, asked, decision);
+        self.carry_out(stream, &answer)
     }
 
     /// Another stream's answer has come, or its stream has gone: decides again.
-    pub(crate) fn on_scheduled(&mut self, stream: Stream) {
+    pub(crate) fn on_scheduled(&mut self, stream: &mut Stream) -> Next {
         self.question = None;
-        if let Step::Concluded(answer) = self.decide(stream, false) {
-            self.resume(stream, &answer);
-        }
+        let step = self.decide(stream, false);
+        self.next(stream, step)
     }
 
     /// Leaves word for the access logger, and does not leave others waiting.
     pub(crate) fn on_complete(&mut self) {
         worker::with(|worker| {
             worker.ended = self.recorded.map(|decision| Ended { decision });
-            if let Some(Asked { question: Question { key: Some(key), .. }, leads: true }) = self.question.take() {
+            if let Some(Asked { question: Question { key: Some(key), .. }, leads: true }) =
+                self.question.take().map(|asked| *asked)
+            {
                 worker.wake_waiting(&key);
             }
         });
     }
 
     /// Denies a request whose decision panicked. What the panic left half-done is forgotten.
-    pub(crate) fn on_panic(&mut self, stream: Stream) -> u32 {
+    pub(crate) fn on_panic(&mut self, stream: &mut Stream) -> Next {
         worker::with(Worker::recover);
-        let answer = self.refuse(&stream, Reason::InternalError, None, Now::read());
+        let answer = self.refuse(stream, Reason::InternalError, None, Now::read());
         self.carry_out(stream, &answer)
     }
 
+    fn next(&mut self, stream: &mut Stream, step: Step) -> Next {
+        match step {
+            Step::Concluded(answer) => self.carry_out(stream, &answer),
+            Step::Waiting => Next::Wait,
+        }
+    }
+
     /// `may_wait` is false for a stream that has waited for another's answer and not found it: it asks for itself.
-    fn decide(&mut self, stream: Stream, may_wait: bool) -> Step {
+    fn decide(&mut self, stream: &Stream, may_wait: bool) -> Step {
         let now = Now::read();
         if !worker::with(|worker| worker.has_room()) {
-            return Step::Concluded(self.refuse(&stream, Reason::SpoolUnavailable, None, now));
+            return Step::Concluded(self.refuse(stream, Reason::SpoolUnavailable, None, now));
         }
-        let peer = match Peer::of(&stream, now.ms()) {
+        let peer = match Peer::of(stream, now.ms()) {
             Ok(peer) => peer,
-            Err((reason, peer)) => return Step::Concluded(self.refuse(&stream, reason, peer, now)),
+            Err((reason, peer)) => return Step::Concluded(self.refuse(stream, reason, peer, now)),
         };
         let Some(keys) = keys() else {
-            return Step::Concluded(self.refuse(&stream, Reason::NotReady, Some(peer), now));
+            return Step::Concluded(self.refuse(stream, Reason::NotReady, Some(peer), now));
         };
-        let request = request(&stream, peer);
-        match worker::with(|worker| worker.decider.decide(&self.program, &keys, &request, now.ms())) {
-            Verdict::Decided(answer) => Step::Concluded(self.record(&stream, answer, peer, &keys, now)),
+        let request = request(stream, peer);
+        let verdict = worker::with(|worker| {
+            #[cfg(feature = "panic-for-tests")]
+            crate::panic_for_tests::panic_if_asked(stream);
+            worker.decider.decide(&self.program, &keys, &request, now.ms())
+        });
+        match verdict {
+            Verdict::Decided(answer) => Step::Concluded(self.record(stream, answer, peer, &keys, now)),
             Verdict::Ask(question) => self.ask(stream, question, &request, peer, may_wait),
         }
     }
 
     fn ask(
         &mut self,
-        mut stream: Stream,
+        stream: &Stream,
         question: Question,
         request: &Request<'_>,
         peer: Peer<'_>,
@@ -146,7 +174,7 @@ impl StreamState {
             _ => false,
         });
         let timeout_ms = question.timeout_ms;
-        self.question = Some(Asked { leads: may_wait && !waits, question });
+        self.question = Some(Box::new(Asked { leads: may_wait && !waits, question }));
         if waits {
             return Step::Waiting;
         }
@@ -159,32 +187,25 @@ impl StreamState {
         ];
         match stream.call_out(CHECK_CLUSTER, &headers, &body, timeout_ms) {
             Ok(()) => Step::Waiting,
-            Err(number) => self.unsent(&stream, number),
+            Err(number) => self.unsent(stream, number),
         }
     }
 
     fn unsent(&mut self, stream: &Stream, number: u32) -> Step {
         let Some(asked) = self.question.take() else { return Step::Waiting };
         let decision = asked.question.unanswered(format!("the check service was not asked: Envoy's result {number}"));
-        self.release(&asked);
-        Step::Concluded(self.conclude(stream, Arc::new(decision), asked.question))
+        Step::Concluded(self.finish(stream, asked, Arc::new(decision)))
     }
 
     /// Ends the wait of this stream, and of those that wait for the same answer.
-    fn finish(&mut self, stream: Stream, decision: Arc<Decision>) {
-        let Some(asked) = self.question.take() else { return };
+    fn finish(&mut self, stream: &Stream, asked: Box<Asked>, decision: Arc<Decision>) -> Answer {
         if let (Some(key), Lifetime::Milliseconds(_)) = (&asked.question.key, decision.lifetime) {
             worker::with(|worker| worker.decider.remember(key, &decision, Now::read().ms()));
         }
-        self.release(&asked);
-        let answer = self.conclude(&stream, decision, asked.question);
-        self.resume(stream, &answer);
-    }
-
-    fn release(&self, asked: &Asked) {
         if let (Some(key), true) = (&asked.question.key, asked.leads) {
             worker::with(|worker| worker.wake_waiting(key));
         }
+        self.conclude(stream, decision, asked.question)
     }
 
     /// Records a decision that did not come of the engine at once.
@@ -263,35 +284,40 @@ impl StreamState {
         fields.optional(Field::Keys, outcome.keys.map(|keys| keys.0));
     }
 
-    /// Lets a decided request go on, or answers it. Gives what the request headers' hook returns.
-    fn carry_out(&mut self, mut stream: Stream, answer: &Answer) -> u32 {
+    /// Readies a decided request for the application, or says that it is to be answered here.
+    fn carry_out(&mut self, stream: &mut Stream, answer: &Answer) -> Next {
         let decision = &answer.decision;
         if decision.effect == Effect::Deny {
-            deny(stream, decision);
-            return abi::HEADERS_STOP;
+            return Next::Deny(Arc::clone(decision));
         }
+        forward_decided_path(stream);
         if answer.token.as_ref().is_some_and(|token| !token.forward) {
-            stream.set_request_header("authorization", "");
+            stream.set_request_header("authorization", b"");
         }
         for name in &decision.headers.request_remove {
-            stream.set_request_header(name, "");
+            stream.set_request_header(name, b"");
         }
         for (name, value) in &decision.headers.request_set {
-            stream.set_request_header(name, value);
+            stream.set_request_header(name, value.as_bytes());
         }
         self.response_headers.clone_from(&decision.headers.response_add);
-        abi::HEADERS_CONTINUE
-    }
-
-    /// Carries out a decision on a stream that was stopped.
-    fn resume(&mut self, mut stream: Stream, answer: &Answer) {
-        if self.carry_out(stream, answer) == abi::HEADERS_CONTINUE {
-            stream.continue_decoding();
-        }
+        Next::Continue
     }
 }
 
-fn deny(mut stream: Stream, decision: &Decision) {
+/// The application gets the path that was decided about. Envoy normalizes once, the engine until nothing changes
+/// (see [`path`]): of `/public/%2e%2e;/admin` Envoy alone would forward `/public/..;/admin`.
+fn forward_decided_path(stream: &mut Stream) {
+    let given = stream.header(":path").unwrap_or_default();
+    let decided = match path::normalize(given) {
+        Cow::Owned(decided) if decided != given => decided,
+        _ => return,
+    };
+    stream.set_request_header(":path", &decided);
+}
+
+/// Answers a request for which `decision` is a denial.
+pub(crate) fn deny(stream: Stream, decision: &Decision) {
     let mut headers: Vec<(&str, &str)> = Vec::new();
     if decision.status == 401 {
         headers.push(("www-authenticate", "Bearer error=\"invalid_token\"")); // RFC 6750 section 3

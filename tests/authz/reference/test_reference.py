@@ -22,7 +22,7 @@ def value_matches(pattern: str, value: str | None) -> bool:
     if value is None:
         return False
     if pattern == "*":
-        return value != ""
+        return True
     if pattern.startswith("*"):
         return value.endswith(pattern[1:])
     if pattern.endswith("*"):

@@ -127,12 +127,14 @@ fn deepest_brackets(source: &str) -> (usize, u32) {
 pub(super) struct Findings {
     /// Every constant path that is read below `input`.
     pub(super) input: BTreeSet<Vec<String>>,
+    /// The path of every rule, from `data.` on.
+    pub(super) rules: Vec<String>,
 }
 
 /// Checks all modules of one policy together.
 pub(super) fn check_modules<M: AsRef<Module>>(modules: &[M]) -> Result<Findings, RegoError> {
     let rules = RuleTable::new(modules);
-    let mut findings = Findings { input: BTreeSet::new() };
+    let mut findings = Findings { input: BTreeSet::new(), rules: rules.places.keys().cloned().collect() };
     let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for module in modules {
         let scope = Scope::new(module.as_ref(), &rules)?;
@@ -145,25 +147,51 @@ pub(super) fn check_modules<M: AsRef<Module>>(modules: &[M]) -> Result<Findings,
     Ok(findings)
 }
 
-/// Every rule of the policy, by its path from `data.` on, with its place.
-struct RuleTable(BTreeMap<String, (String, u32)>);
+/// Refuses data where a rule is: OPA does, and here the two would be mixed.
+pub(super) fn check_data(data: &serde_json::Value, rules: &[String]) -> Result<(), RegoError> {
+    for rule in rules {
+        let mut at = Some(data);
+        for name in rule.split('.').skip(1) {
+            match at {
+                Some(serde_json::Value::Object(members)) => at = members.get(name),
+                _ => break,
+            }
+        }
+        if at.is_some() {
+            return Err(RegoError::Data(format!("it holds {rule}, which is a rule of the modules")));
+        }
+    }
+    Ok(())
+}
+
+/// The rules of the policy.
+struct RuleTable {
+    /// Every rule by its path from `data.` on, up to the first name after its package, with its place.
+    places: BTreeMap<String, (String, u32)>,
+    /// Functions by their whole path, with the path that they have in `places`. Nothing else is called: where the
+    /// interpreter finds no function by a name it takes the built-in, which then nobody admitted.
+    functions: BTreeMap<String, String>,
+}
 
 impl RuleTable {
     fn new<M: AsRef<Module>>(modules: &[M]) -> Self {
-        let mut table = BTreeMap::new();
+        let mut table = Self { places: BTreeMap::new(), functions: BTreeMap::new() };
         for module in modules {
             let package = package(module.as_ref());
             for rule in &module.as_ref().policy {
-                let (file, line) = place(rule.as_ref());
-                table.entry(join(&package, [&rule_name(rule.as_ref())])).or_insert((file, line));
+                let name = join(&package, [&rule_name(rule.as_ref())]);
+                table.places.entry(name.clone()).or_insert_with(|| place(rule.as_ref()));
+                if let Some(Reference { root, path, dynamic: false }) = function_name(rule.as_ref()) {
+                    table.functions.insert(join(&package, std::iter::once(&root).chain(&path)), name);
+                }
             }
         }
-        Self(table)
+        table
     }
 
     /// The rules that a reference to `path` may read: those at, below and above it.
     fn read_by<'a>(&'a self, path: &'a str) -> impl Iterator<Item = &'a String> {
-        self.0.keys().filter(move |rule| is_prefix(rule, path) || is_prefix(path, rule))
+        self.places.keys().filter(move |rule| is_prefix(rule, path) || is_prefix(path, rule))
     }
 }
 
@@ -179,6 +207,14 @@ fn rule_name(rule: &Rule) -> String {
         },
     };
     reference(head.as_ref()).map_or_else(String::new, |head| head.root)
+}
+
+fn function_name(rule: &Rule) -> Option<Reference> {
+    match rule {
+        Rule::Spec { head: RuleHead::Func { refr, .. }, .. } => reference(refr.as_ref()),
+        Rule::Default { refr, args, .. } if !args.is_empty() => reference(refr.as_ref()),
+        _ => None,
+    }
 }
 
 fn place(rule: &Rule) -> (String, u32) {
@@ -250,9 +286,12 @@ impl<'r> Scope<'r> {
                     return refuse(Some(expression), "a function must be called by its name".to_owned());
                 };
                 let name = path.join(".");
-                if self.rules.0.contains_key(&name) {
-                    uses.insert(name);
+                if let Some(rule) = self.rules.functions.get(&name) {
+                    uses.insert(rule.clone());
                     return Ok(());
+                }
+                if path.first().is_some_and(|root| root == "data" || root == "input") {
+                    return refuse(Some(expression), format!("{name} is called, and is not a function"));
                 }
                 admit(&name, params).or_else(|refusal| refuse(Some(expression), explain(&name, &refusal)))
             }
@@ -281,7 +320,7 @@ impl<'r> Scope<'r> {
         let own = join(&self.package, [&root]);
         let mut absolute = match self.imports.get(&root) {
             Some(imported) => imported.clone(),
-            None if self.rules.0.contains_key(&own) => own.split('.').map(str::to_owned).collect(),
+            None if self.rules.places.contains_key(&own) => own.split('.').map(str::to_owned).collect(),
             None => vec![root],
         };
         absolute.extend(path);
@@ -301,7 +340,7 @@ fn explain(name: &str, refusal: &Refusal) -> String {
 /// Refuses rules that use themselves, however indirectly, and chains that are too long.
 fn check_chains(uses: &BTreeMap<String, BTreeSet<String>>, rules: &RuleTable) -> Result<(), RegoError> {
     let refuse = |rule: &str, reason: String| {
-        let (file, line) = rules.0.get(rule).cloned().unwrap_or_default();
+        let (file, line) = rules.places.get(rule).cloned().unwrap_or_default();
         Err(RegoError::NotAdmitted { file, line, reason })
     };
     let mut lengths: BTreeMap<&str, usize> = BTreeMap::new();
@@ -331,3 +370,6 @@ fn check_chains(uses: &BTreeMap<String, BTreeSet<String>>, rules: &RuleTable) ->
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -103,8 +103,11 @@ impl Plan {
 fn resolve(reference: &[String]) -> Vec<(Vec<String>, Field)> {
     let place = |names: &[&str]| names.iter().map(|&name| name.to_owned()).collect::<Vec<String>>();
     if reference.len() > HEADERS.len() && place(HEADERS) == reference[..HEADERS.len()] {
-        let header = reference[..=HEADERS.len()].to_vec();
-        return vec![(header, Field::Header(reference[HEADERS.len()].clone()))];
+        let name = &reference[HEADERS.len()];
+        if name.bytes().any(|byte| byte.is_ascii_uppercase()) {
+            return Vec::new(); // names are in lower case in the document, so that this one is never there
+        }
+        return vec![(reference[..=HEADERS.len()].to_vec(), Field::Header(name.clone()))];
     }
     let touches = |names: &[&str]| names.iter().zip(reference).all(|(name, given)| name == given);
     FIELDS.iter().filter(|(names, _)| touches(names)).map(|(names, field)| (place(names), field.clone())).collect()
@@ -119,7 +122,8 @@ fn determined_by(field: &Field) -> Option<Vec<Attribute>> {
         Field::DestinationPort => vec![Attribute::DestinationPort],
         Field::Host => vec![Attribute::RequestHost],
         Field::Method => vec![Attribute::RequestMethod],
-        Field::Path => vec![Attribute::RequestPath, Attribute::RequestQuery],
+        // Whole: path and query apart do not tell `/a?` from `/a`.
+        Field::Path => vec![Attribute::RequestHeader(":path".into())],
         Field::ParsedPath => vec![Attribute::RequestPath],
         Field::ParsedQuery => vec![Attribute::RequestQuery],
         Field::Protocol => vec![Attribute::RequestProtocol],
@@ -169,7 +173,7 @@ fn value(field: &Field, facts: &Facts<'_>) -> Option<Value> {
         Field::Scheme => text(http.scheme),
         Field::SourceAddress => Value::from(connection.source_ip?.to_string()),
         Field::SourcePort => Value::from(u64::from(connection.source_port)),
-        Field::SourcePrincipal => Value::from(connection.source_principal?),
+        Field::SourcePrincipal => Value::from(connection.spiffe_id()?),
         Field::ParsedPath => parsed_path(&facts.path),
         Field::ParsedQuery => parsed_query(path::query(&facts.path)),
         Field::TruncatedBody => Value::from(false),
@@ -184,12 +188,13 @@ fn text(bytes: &[u8]) -> Value {
 
 fn all_headers(facts: &Facts<'_>) -> Value {
     let mut headers: BTreeMap<Value, Value> = BTreeMap::new();
-    facts.request.http.headers.visit(&mut |name, _| {
-        let name = String::from_utf8_lossy(name);
-        if let Some(joined) = facts.header(&name) {
-            headers.insert(Value::from(name.as_ref()), text(&joined));
+    let mut add = |name: &str| {
+        if let Some(joined) = facts.header(name) {
+            headers.insert(Value::from(name), text(&joined));
         }
-    });
+    };
+    [":authority", ":method", ":path", ":scheme"].into_iter().for_each(&mut add);
+    facts.request.http.headers.visit(&mut |name, _| add(&String::from_utf8_lossy(name)));
     Value::from(headers)
 }
 

@@ -20,8 +20,12 @@ use crate::decision::HeaderOperations;
 use crate::document::{OnError, RegoPolicy, Tier};
 use input::Plan;
 
-/// Steps of the interpreter between two looks at the clock.
-const STEPS_PER_CLOCK_READ: NonZeroU32 = NonZeroU32::new(32).expect("is not zero");
+/// Steps of the interpreter between two looks at the clock. Few: a statement of some four steps may double what the
+/// one before made, and what is doubled ten times between two looks takes a thousand times the limit.
+const STEPS_PER_CLOCK_READ: NonZeroU32 = NonZeroU32::new(4).expect("is not zero");
+
+/// Longest text, in bytes, that is kept of why a policy failed: it goes into a record.
+const MAX_DETAIL_BYTES: usize = 512;
 
 /// A Rego policy that was admitted.
 pub(crate) struct Rego {
@@ -52,6 +56,7 @@ impl Rego {
             engine.add_policy(file, source).map_err(|error| RegoError::Syntax(error.to_string()))?;
         }
         let findings = check::check_modules(engine.get_modules())?;
+        check::check_data(&policy.data, &findings.rules)?;
         engine.add_data(policy.data.into()).map_err(|error| RegoError::Data(error.to_string()))?;
         engine.set_execution_timer_config(ExecutionTimerConfig {
             limit: Duration::from_millis(u64::from(policy.timeout_ms)),
@@ -89,8 +94,8 @@ impl Rego {
     /// For people: why there is no answer.
     pub(crate) fn evaluate(&self, evaluator: &mut Engine, facts: &Facts<'_>) -> Result<Ruling, String> {
         evaluator.set_input(self.plan.build(facts));
-        let result = evaluator.eval_rule(self.entrypoint.clone()).map_err(|error| error.to_string())?;
-        read_result(&result)
+        let result = evaluator.eval_rule(self.entrypoint.clone()).map_err(|error| error.to_string());
+        result.and_then(|result| read_result(&result)).map_err(shortened)
     }
 }
 
@@ -108,6 +113,11 @@ fn entrypoint_error(engine: &mut Engine, entrypoint: String, error: &impl std::f
     } else {
         RegoError::Entrypoint(entrypoint)
     }
+}
+
+fn shortened(mut detail: String) -> String {
+    detail.truncate(detail.floor_char_boundary(MAX_DETAIL_BYTES));
+    detail
 }
 
 /// Reads a result as the OPA-Envoy plugin does: a boolean, or an object with `allowed`; undefined denies.
@@ -128,7 +138,7 @@ fn read_object(result: &Value) -> Result<Ruling, String> {
     // `headers` go to whoever comes next: the application where the request is allowed, the client where it is not.
     if allowed {
         operations.request_set = headers(&result["headers"])?;
-        operations.request_remove = strings(&result["request_headers_to_remove"])?;
+        operations.request_remove = header_names(&result["request_headers_to_remove"])?;
     } else {
         operations.response_add.extend(headers(&result["headers"])?);
     }
@@ -161,7 +171,7 @@ fn headers(value: &Value) -> Result<Vec<(String, String)>, String> {
         }
         Value::Object(members) => {
             for (name, value) in members.iter() {
-                let name = text(name)?.to_ascii_lowercase();
+                let name = header_name(text(name)?)?;
                 match value {
                     Value::Array(_) => pairs.extend(strings(value)?.into_iter().map(|value| (name.clone(), value))),
                     value => pairs.push((name, text(value)?)),
@@ -179,6 +189,24 @@ fn strings(value: &Value) -> Result<Vec<String>, String> {
         Value::Array(items) => items.iter().map(text).collect(),
         other => Err(format!("{other} is given where a list of strings is expected")),
     }
+}
+
+fn header_names(value: &Value) -> Result<Vec<String>, String> {
+    strings(value)?.into_iter().map(header_name).collect()
+}
+
+/// A header that a policy may touch: a token (RFC 9110 section 5.6.2), which `:path` and its like are not, and none
+/// that says where a request ends or whom it is for. Other policies decided by those, and Envoy cannot do without.
+fn header_name(name: String) -> Result<String, String> {
+    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    let name = name.to_ascii_lowercase();
+    if name.is_empty() || !name.bytes().all(is_token) {
+        return Err(format!("{name:?} is not the name of a header"));
+    }
+    if matches!(&*name, "host" | "content-length" | "transfer-encoding" | "connection" | "upgrade" | "te") {
+        return Err(format!("the header {name} is not for policies to change"));
+    }
+    Ok(name)
 }
 
 /// A string that may stand in a header: no control characters, which would end it early.

@@ -74,7 +74,8 @@ fn push_rule<'m>(rule: &'m Rule, pending: &mut Pending<'m>) {
                     pending.head(refr.as_ref());
                     key.iter().for_each(|key| pending.push(key, 0));
                 }
-                RuleHead::Func { args, assign, .. } => {
+                RuleHead::Func { refr, args, assign, .. } => {
+                    pending.head(refr.as_ref());
                     args.iter().for_each(|arg| pending.push(arg, 0));
                     pending.assign(assign.as_ref());
                 }

@@ -202,3 +202,76 @@ fn number(text: Option<&str>, error: &'static str) -> Result<Vec<u8>, &'static s
 fn decode(text: Option<&str>) -> Option<Vec<u8>> {
     BASE64URL_NOPAD.decode(text?.as_bytes()).ok()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::{json, Value};
+
+    use super::*;
+    use crate::token::testing::Signer;
+
+    fn load(keys: &Value) -> Result<usize, String> {
+        let sets =
+            KeySets::load(json!({"s": {"keys": keys}}).to_string().as_bytes()).map_err(|error| error.to_string())?;
+        Ok(sets.get("s").len())
+    }
+
+    fn with(mut key: Value, name: &str, value: Value) -> Value {
+        key[name] = value;
+        key
+    }
+
+    #[test]
+    fn keys_that_may_not_verify_are_refused_or_left_out() {
+        let good = || Signer::new().jwk();
+        let rsa = |bytes: usize| json!({"kty": "RSA", "e": "AQAB", "n": BASE64URL_NOPAD.encode(&vec![0xff; bytes])});
+        let one = |key| json!([key]);
+        let mut table = vec![
+            ("sound", one(good()), Ok(1)),
+            (
+                "two keys without ids",
+                json!([with(good(), "kid", Value::Null), with(good(), "kid", Value::Null)]),
+                Ok(2),
+            ),
+            ("the same id twice", json!([good(), good()]), Err("two keys have the id \"k\"")),
+            ("RSA", one(rsa(256)), Ok(1)),
+            ("a short RSA key", one(rsa(255)), Err("at least 2048 bits")),
+            ("a modulus with padding", one(with(rsa(256), "n", json!("AA=="))), Err("base64url")),
+            ("a short coordinate", one(with(good(), "x", json!("AAAA"))), Err("32 bytes")),
+            ("no coordinate", one(with(good(), "y", Value::Null)), Err("base64url")),
+            ("no keys", json!([]), Err("no RSA or P-256 key")),
+            ("a key that is none", json!([1]), Err("invalid type")),
+        ];
+        let unfit = [
+            ("use", json!("enc")),
+            ("key_ops", json!(["sign"])),
+            ("alg", json!("RS256")),
+            ("crv", json!("P-384")),
+            ("kty", json!("oct")),
+        ];
+        table.extend(unfit.iter().map(|(name, value)| {
+            let left_out = json!([with(with(good(), "kid", json!("other")), name, value.clone()), good()]);
+            (*name, left_out, Ok(1))
+        }));
+        for (what, keys, wanted) in table {
+            match (load(&keys), wanted) {
+                (Ok(count), wanted) => assert_eq!(Ok(count), wanted, "{what}"),
+                (Err(error), Err(part)) => assert!(error.contains(part), "{what}: {error}"),
+                (Err(error), Ok(_)) => panic!("{what}: {error}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_key_set_that_is_not_there_has_no_keys() {
+        assert!(KeySets::load(b"{}").expect("key sets").get("s").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_key_sets_or_refused(bytes in any::<Vec<u8>>()) {
+            let _ = KeySets::load(&bytes);
+        }
+    }
+}

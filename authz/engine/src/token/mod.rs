@@ -29,8 +29,6 @@ pub struct Token {
     pub issuer: String,
     /// `sub`; empty where the token has none.
     pub subject: String,
-    /// `issuer/subject`, as rules name it.
-    pub principal: String,
     /// `aud`, whether it was one text or a list.
     pub audiences: Vec<String>,
     /// `azp`.
@@ -44,6 +42,11 @@ pub struct Token {
 }
 
 impl Token {
+    /// `issuer/subject`, as rules name it; none where the token has no subject, as in Istio.
+    pub fn principal(&self) -> Option<String> {
+        (!self.subject.is_empty()).then(|| format!("{}/{}", self.issuer, self.subject))
+    }
+
     /// Whether the token may be used at `now`, seconds since 1970.
     fn check_time(&self, now: i64) -> Result<(), Reason> {
         if now >= self.expires.saturating_add(CLOCK_SKEW) {
@@ -56,9 +59,22 @@ impl Token {
     }
 }
 
-/// The token of an `Authorization` header; none where the header carries something else.
+/// The token of the `Authorization` headers, joined; none where they carry something else.
+///
+/// The scheme's case does not matter (RFC 9110 section 11.1), and a token that stands behind another scheme is given
+/// back with all before it, which verifies as no token: an application may read what we passed over.
 pub(crate) fn bearer(authorization: &[u8]) -> Option<&[u8]> {
-    authorization.strip_prefix(b"Bearer ")
+    let mut schemes = authorization.split(|&byte| byte == b',').map(<[u8]>::trim_ascii_start);
+    if !schemes.any(|part| strip_scheme(part).is_some()) {
+        return None;
+    }
+    Some(strip_scheme(authorization).unwrap_or(authorization))
+}
+
+fn strip_scheme(credentials: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = credentials.split_at_checked(b"bearer".len())?;
+    let is_bearer = scheme.eq_ignore_ascii_case(b"bearer") && matches!(rest.first(), Some(b' ' | b'\t'));
+    is_bearer.then(|| rest.strip_prefix(b" ").unwrap_or(rest))
 }
 
 /// Verifies `text` by the rule of its issuer.
@@ -143,11 +159,9 @@ fn read_claims(claims: Map<String, Value>, rule: &Authentication) -> Result<Toke
     if !rule.audiences.is_empty() && !audiences.iter().any(|audience| rule.audiences.contains(audience)) {
         return Err(Reason::TokenAudience);
     }
-    let subject = text_member(&claims, "sub")?.unwrap_or_default();
     Ok(Token {
         issuer: rule.issuer.clone(),
-        principal: format!("{}/{subject}", rule.issuer),
-        subject,
+        subject: text_member(&claims, "sub")?.unwrap_or_default(),
         audiences,
         presenter: text_member(&claims, "azp")?,
         expires: seconds(&claims, "exp")?.ok_or(Reason::TokenWithoutExpiry)?,
@@ -182,3 +196,8 @@ fn seconds(claims: &Map<String, Value>, name: &str) -> Result<Option<i64>, Reaso
         Some(_) => Err(Reason::TokenMalformed),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

@@ -76,3 +76,43 @@ impl<'de> Visitor<'de> for StrictVisitor {
         Ok(Value::Object(map))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn duplicate_members_are_refused_at_any_depth() {
+        let table = [
+            (r#"{"a":1,"b":[{"a":1},{"a":1}]}"#, true),
+            (r#"{"a":1,"a":1}"#, false),
+            (r#"[{"a":{"b":1,"b":2}}]"#, false),
+            (r#"{"a":1,"\u0061":2}"#, false),
+            (r#"{"a":1}x"#, false),
+            ("NaN", false),
+            ("1e999", false),
+        ];
+        for (text, wanted) in table {
+            assert_eq!(parse(text.as_bytes()).is_ok(), wanted, "{text}");
+        }
+        assert!(parse("[".repeat(100_000).as_bytes()).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_parsed_is_what_serde_parses(text in proptest::collection::vec(any::<u8>(), 0..128)) {
+            if let Ok(value) = parse(&text) {
+                prop_assert_eq!(value, serde_json::from_slice::<Value>(&text).expect("JSON"));
+            }
+        }
+
+        #[test]
+        fn texts_like_json_are_parsed_or_refused(text in r#"[\[\]{}",:a0-9.eE+\\u-]{0,64}"#) {
+            if let Ok(value) = parse(text.as_bytes()) {
+                prop_assert_eq!(value, serde_json::from_str::<Value>(&text).expect("JSON"));
+            }
+        }
+    }
+}

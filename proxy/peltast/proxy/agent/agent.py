@@ -125,7 +125,10 @@ class Agent:
             *("--concurrency", str(self._settings.concurrency)),
             *("--disable-hot-restart", "--log-level", "warning"),
         ]
-        return Supervised("envoy", command, self._environment, self._folder / "envoy.log")
+        return Supervised("envoy", command, self._envoy_environment, self._folder / "envoy.log")
+
+    async def _envoy_environment(self) -> Mapping[str, str]:
+        return self._environment
 
 
 def _delta(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
@@ -28,13 +28,16 @@ def dying_with_parent(command: Sequence[str]) -> list[str]:
 
 
 class Supervised:
-    """One child: started, started again when it ends, and ended when :meth:`run` is cancelled."""
+    """One child: started, started again when it ends, and ended when :meth:`run` is cancelled.
+
+    `environment` is asked for at every start: what is good once cannot be handed on to the next.
+    """
 
     def __init__(
         self,
         name: str,
         command: Sequence[str],
-        environment: Mapping[str, str],
+        environment: Callable[[], Awaitable[Mapping[str, str]]],
         log_file: Path,
         folder: Path | None = None,
         stop_signal: signal.Signals = signal.SIGTERM,
@@ -60,13 +63,14 @@ class Supervised:
             await asyncio.sleep(delay)
 
     async def _run_once(self) -> int:
+        environment = dict(await self._environment())
         with self._log_file.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *dying_with_parent(self._command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=dict(self._environment),
+                env=environment,
                 cwd=self._folder,
                 start_new_session=True,
             )

@@ -1,0 +1,437 @@
+use serde_json::{json, Value};
+
+use super::*;
+use crate::testing::{condition, no_keys, Document, Sample, NOW};
+use crate::token::testing::{Claims, Signer, ISSUER};
+
+const ALLOWS: &str = "package p\nallow := true\n";
+const DENIES: &str = "package p\nallow := false\n";
+/// Defined for the empty input, with which every policy is tried when it is loaded.
+const FAILS: &str = "package p\nallow := x if { input.parsed_path[0] == \"\"; x := \"neither\" }\n";
+
+fn anything() -> Value {
+    json!([])
+}
+
+fn nothing() -> Value {
+    json!([condition("request.method", json!([{"exact": "NONE"}]), json!([]))])
+}
+
+fn decide(program: &Arc<Program>, sample: &Sample) -> Decision {
+    let answer = sample.decided_by(&mut Decider::for_check_service(), program, &no_keys());
+    Decision::clone(&answer.decision)
+}
+
+fn ask(program: &Arc<Program>, sample: &Sample) -> Question {
+    let mut decider = Decider::for_sidecar();
+    match sample.with(|request| decider.decide(program, &no_keys(), request, NOW)) {
+        Verdict::Ask(question) => question,
+        Verdict::Decided(_) => panic!("it is decided without a question"),
+    }
+}
+
+/// Whether a rule with this one condition matches, which a DENY and an ALLOW policy must agree on.
+fn matches(condition: &Value, sample: &Sample) -> bool {
+    let decision = |action| decide(&Document::new().policy(action, json!([condition])).load(), sample);
+    let (deny, allow) = (decision("DENY"), decision("ALLOW"));
+    assert_eq!(deny.effect == Effect::Deny, allow.effect == Effect::Allow, "{condition}");
+    deny.effect == Effect::Deny
+}
+
+#[test]
+fn custom_comes_before_deny_and_deny_before_allow() {
+    let document = Document::new;
+    let table = [
+        ("none", document(), Reason::NoAllowPolicy),
+        ("allow", document().policy("ALLOW", anything()), Reason::AllowRule),
+        ("no allow", document().policy("ALLOW", nothing()), Reason::NoAllowRule),
+        ("deny", document().policy("DENY", anything()), Reason::DenyRule),
+        ("deny, not matching", document().policy("DENY", nothing()), Reason::NoAllowPolicy),
+        ("allow and deny", document().policy("ALLOW", anything()).policy("DENY", anything()), Reason::DenyRule),
+        ("no allow, deny", document().policy("ALLOW", nothing()).policy("DENY", anything()), Reason::DenyRule),
+        ("custom", document().custom("sidecar", "deny", ALLOWS), Reason::RegoAllowed),
+        ("custom denies", document().custom("sidecar", "deny", DENIES), Reason::RegoDenied),
+        (
+            "custom denies, allow",
+            document().custom("sidecar", "deny", DENIES).policy("ALLOW", anything()),
+            Reason::RegoDenied,
+        ),
+        (
+            "custom denies, deny",
+            document().custom("sidecar", "deny", DENIES).policy("DENY", anything()),
+            Reason::RegoDenied,
+        ),
+        ("custom, deny", document().custom("sidecar", "deny", ALLOWS).policy("DENY", anything()), Reason::DenyRule),
+        ("custom, allow", document().custom("sidecar", "deny", ALLOWS).policy("ALLOW", anything()), Reason::AllowRule),
+        (
+            "custom, no allow",
+            document().custom("sidecar", "deny", ALLOWS).policy("ALLOW", nothing()),
+            Reason::NoAllowRule,
+        ),
+        (
+            "two customs, the second denies",
+            document().custom("sidecar", "deny", ALLOWS).custom("sidecar", "deny", DENIES),
+            Reason::RegoDenied,
+        ),
+        ("custom fails", document().custom("sidecar", "deny", FAILS), Reason::RegoFailed),
+        (
+            "custom fails open, deny",
+            document().custom("sidecar", "allow", FAILS).policy("DENY", anything()),
+            Reason::DenyRule,
+        ),
+        (
+            "custom fails open, no allow",
+            document().custom("sidecar", "allow", FAILS).policy("ALLOW", nothing()),
+            Reason::NoAllowRule,
+        ),
+    ];
+    let allowing = [Reason::NoAllowPolicy, Reason::AllowRule, Reason::RegoAllowed];
+    for (what, document, reason) in table {
+        let decision = decide(&document.load(), &Sample::default());
+        assert_eq!(decision.reason, reason, "{what}");
+        assert_eq!(decision.effect == Effect::Allow, allowing.contains(&reason), "{what}");
+    }
+}
+
+#[test]
+fn what_failed_open_says_so_and_is_not_remembered() {
+    let program = Document::new().custom("sidecar", "allow", FAILS).policy("ALLOW", anything()).load();
+    let decision = decide(&program, &Sample::default());
+    assert_eq!((decision.effect, decision.source), (Effect::Allow, Source::FailedOpen));
+    assert_eq!(decision.lifetime, Lifetime::Once);
+    assert!(decision.detail.is_some());
+}
+
+#[test]
+fn an_unanswered_question_silences_no_other_policy() {
+    let document = |on_error| Document::new().custom("check", on_error, ALLOWS);
+    let open = || document("allow");
+    let table = [
+        ("deny", document("deny"), Effect::Deny, Reason::CheckUnreachable),
+        ("open", open(), Effect::Allow, Reason::CheckUnreachable),
+        ("open, denied by rule", open().policy("DENY", anything()), Effect::Deny, Reason::DenyRule),
+        ("open, not denied by rule", open().policy("DENY", nothing()), Effect::Allow, Reason::CheckUnreachable),
+        ("open, allowed by rule", open().policy("ALLOW", anything()), Effect::Allow, Reason::AllowRule),
+        ("open, not allowed by rule", open().policy("ALLOW", nothing()), Effect::Deny, Reason::NoAllowRule),
+        ("open, denied by Rego here", open().custom("sidecar", "deny", DENIES), Effect::Deny, Reason::RegoDenied),
+        ("open, another closed", open().custom("check", "deny", ALLOWS), Effect::Deny, Reason::CheckUnreachable),
+    ];
+    for (what, document, effect, reason) in table {
+        let decision = ask(&document.load(), &Sample::default()).unanswered("no answer".to_owned());
+        assert_eq!((decision.effect, decision.reason), (effect, reason), "{what}");
+        assert_eq!(decision.source == Source::FailedOpen, effect == Effect::Allow, "{what}");
+        assert_eq!((decision.lifetime, decision.detail.as_deref()), (Lifetime::Once, Some("no answer")), "{what}");
+    }
+}
+
+#[test]
+fn nobody_is_asked_where_rego_here_has_denied() {
+    let program = Document::new().custom("sidecar", "deny", DENIES).custom("check", "deny", ALLOWS).load();
+    let answer = Sample::default().decided_by(&mut Decider::for_sidecar(), &program, &no_keys());
+    assert_eq!(answer.decision.reason, Reason::RegoDenied);
+}
+
+#[test]
+fn a_rule_matches_by_any_source_any_operation_and_every_condition() {
+    let method = |value: &str| json!([condition("request.method", json!([{"exact": value}]), json!([]))]);
+    let (yes, no) = (method("GET"), method("PUT"));
+    let table = [
+        ("empty", json!([]), json!([]), json!([]), true),
+        ("one source of two", json!([no, yes]), json!([]), json!([]), true),
+        ("no source", json!([no, no]), json!([]), json!([]), false),
+        ("an operation", json!([yes]), json!([no, yes]), json!([]), true),
+        ("no operation", json!([yes]), json!([no]), json!([]), false),
+        ("all conditions", json!([]), json!([]), json!([yes[0], yes[0]]), true),
+        ("one condition does not", json!([yes]), json!([yes]), json!([yes[0], no[0]]), false),
+        ("within a source, all", json!([[yes[0], no[0]]]), json!([]), json!([]), false),
+    ];
+    for (what, from, to, when, wanted) in table {
+        let rule: Rule = serde_json::from_value(json!({"from": from, "to": to, "when": when})).expect(what);
+        let program = Document::new().load();
+        let matched = Sample::default().with(|request| {
+            rule.matches(&Facts {
+                request,
+                path: path::normalize(b"/"),
+                token: None,
+                destination_port: program.application_port(1),
+            })
+        });
+        assert_eq!(matched, wanted, "{what}");
+    }
+}
+
+#[test]
+fn what_is_absent_matches_no_value_and_every_negation() {
+    let absent = Sample { principal: None, ip: None, ..Sample::default() };
+    let attributes = [
+        "source.principal",
+        "source.namespace",
+        "source.ip",
+        "connection.sni",
+        "request.headers[x-tenant]",
+        "request.auth.principal",
+        "request.auth.audiences",
+        "request.auth.presenter",
+        "request.auth.claims[groups]",
+        "request.auth.claims[scope]",
+        "request.auth.claims[a][b]",
+    ];
+    for attribute in attributes {
+        for pattern in [json!("present"), json!({"prefix": "x"}), json!({"cidr": "0.0.0.0/0"})] {
+            assert!(!matches(&condition(attribute, json!([pattern]), json!([])), &absent), "{attribute} {pattern}");
+            assert!(matches(&condition(attribute, json!([]), json!([pattern])), &absent), "not {attribute} {pattern}");
+        }
+    }
+}
+
+#[test]
+fn headers_are_matched_value_by_value_and_are_present_without_one() {
+    let exact = |text: &str| json!({"exact": text});
+    let one = |value: &'static str| Sample::headers(&[("x-role", value)]);
+    let two = |first, second| Sample::headers(&[("x-role", first), ("x-role", second)]);
+    let table = [
+        ("one", one("admin"), exact("admin"), true),
+        ("the second", two("user", "admin"), exact("admin"), true),
+        ("the first", two("admin", "user"), exact("admin"), true),
+        ("not both joined", two("user", "admin"), exact("user,admin"), false),
+        ("of another name", Sample::headers(&[("x-roles", "admin")]), exact("admin"), false),
+        ("a value in capitals", one("ADMIN"), exact("admin"), false),
+        ("present", one("x"), json!("present"), true),
+        ("present and empty", one(""), json!("present"), true),
+        ("empty has no prefix", one(""), json!({"prefix": "a"}), false),
+    ];
+    for (what, sample, pattern, wanted) in table {
+        let role = |any, none| condition("request.headers[x-role]", any, none);
+        assert_eq!(matches(&role(json!([pattern]), json!([])), &sample), wanted, "{what}");
+        assert_eq!(matches(&role(json!([]), json!([pattern])), &sample), !wanted, "not {what}");
+    }
+}
+
+#[test]
+fn attributes_are_read_as_istio_reads_them() {
+    let sample = || Sample { sni: Some("api.shop.svc"), host: "API.Shop:80", ..Sample::path("/a/./b/..;x/c?q=1") };
+    let table = [
+        ("source.principal", "td/ns/front/sa/web"),
+        ("source.namespace", "front"),
+        ("source.ip", "10.0.0.1"),
+        ("source.port", "40000"),
+        ("destination.port", "8080"),
+        ("connection.sni", "api.shop.svc"),
+        ("request.method", "GET"),
+        ("request.host", "api.shop:80"),
+        ("request.path", "/a/c"),
+        ("request.query", "q=1"),
+        ("request.scheme", "https"),
+        ("request.protocol", "HTTP/1.1"),
+        ("request.headers[:path]", "/a/c?q=1"),
+        ("request.headers[host]", "API.Shop:80"),
+    ];
+    for (attribute, value) in table {
+        assert!(matches(&condition(attribute, json!([{"exact": value}]), json!([])), &sample()), "{attribute}");
+    }
+}
+
+#[test]
+fn a_name_that_is_no_spiffe_id_is_no_principal() {
+    let sample = Sample { principal: Some("td/ns/front/sa/web"), ..Sample::default() };
+    for attribute in ["source.principal", "source.namespace"] {
+        assert!(!matches(&condition(attribute, json!(["present"]), json!([])), &sample), "{attribute}");
+    }
+}
+
+/// Two requests that some rule could tell apart never share a decision; two that none could do.
+#[test]
+fn a_decision_is_shared_by_those_that_no_policy_tells_apart() {
+    let rego = |expression: &str| format!("package p\nallow if {expression} == \"x\"\n");
+    let on = |attribute: &str| {
+        Document::new().policy("DENY", json!([condition(attribute, json!([{"exact": "x"}]), json!([]))]))
+    };
+    let header = |values: &[&str]| {
+        let headers = values.iter().map(|value| ("x-a", (*value).to_owned())).collect();
+        Sample { headers, ..Sample::default() }
+    };
+    let path = Sample::path;
+    let table = [
+        ("path", on("request.path"), path("/a"), path("/b"), false),
+        ("paths that normalize alike", on("request.path"), path("/a"), path("/x/../a"), true),
+        ("query, which no rule reads", on("request.path"), path("/a?1"), path("/a?2"), true),
+        ("method", on("request.method"), path("/"), Sample { method: "PUT", ..path("/") }, false),
+        ("method, which no rule reads", on("request.path"), path("/"), Sample { method: "PUT", ..path("/") }, true),
+        ("host", on("request.host"), path("/"), Sample { host: "x", ..path("/") }, false),
+        ("principal", on("source.principal"), path("/"), Sample { principal: None, ..path("/") }, false),
+        (
+            "no SPIFFE ID",
+            on("source.principal"),
+            Sample { principal: Some("spiffe://a/b"), ..path("/") },
+            Sample { principal: Some("a/b"), ..path("/") },
+            false,
+        ),
+        ("port", on("destination.port"), path("/"), Sample { port: 1, ..path("/") }, false),
+        ("ports of one application", on("destination.port"), path("/"), Sample { port: 8080, ..path("/") }, true),
+        ("header, absent or empty", on("request.headers[x-a]"), header(&[]), header(&[""]), false),
+        ("header, one value or two", on("request.headers[x-a]"), header(&["a,b"]), header(&["a", "b"]), false),
+        ("header, order", on("request.headers[x-a]"), header(&["a", "b"]), header(&["b", "a"]), false),
+        ("header, another split", on("request.headers[x-a]"), header(&["ab", "c"]), header(&["a", "bc"]), false),
+        ("other header", on("request.headers[x-b]"), header(&["a"]), header(&["b"]), true),
+        (
+            "Rego, path with an empty query",
+            Document::new().custom("sidecar", "deny", &rego("input.attributes.request.http.path")),
+            path("/a"),
+            path("/a?"),
+            false,
+        ),
+        (
+            "Rego, path with a fragment",
+            Document::new().custom("sidecar", "deny", &rego("input.attributes.request.http.path")),
+            path("/a"),
+            path("/a#b"),
+            false,
+        ),
+        (
+            "Rego, query",
+            Document::new().custom("sidecar", "deny", &rego("input.parsed_query.q[0]")),
+            path("/?q=1"),
+            path("/?q=2"),
+            false,
+        ),
+        (
+            "Rego, one header of two",
+            Document::new().custom("sidecar", "deny", &rego("input.attributes.request.http.headers[\"x-b\"]")),
+            header(&["a"]),
+            header(&["b"]),
+            true,
+        ),
+        (
+            "Rego, all headers",
+            Document::new().custom(
+                "sidecar",
+                "deny",
+                "package p\nallow if some h in input.attributes.request.http.headers\n",
+            ),
+            header(&["a"]),
+            header(&["a"]),
+            false,
+        ),
+    ];
+    for (what, document, first, second, shared) in table {
+        let (program, keys, mut decider) = (document.load(), no_keys(), Decider::for_check_service());
+        assert!(!first.decided_by(&mut decider, &program, &keys).cached, "{what}");
+        assert_eq!(second.decided_by(&mut decider, &program, &keys).cached, shared, "{what}");
+    }
+}
+
+#[test]
+fn another_program_begins_anew() {
+    let (keys, mut decider) = (no_keys(), Decider::for_sidecar());
+    let (open, closed) = (Document::new().load(), Document::new().policy("DENY", anything()).load());
+    for (program, effect) in [(&open, Effect::Allow), (&closed, Effect::Deny), (&open, Effect::Allow)] {
+        assert_eq!(Sample::default().decided_by(&mut decider, program, &keys).decision.effect, effect);
+    }
+}
+
+#[test]
+fn a_remembered_answer_ends_when_it_says() {
+    let program = Document::new().custom("check", "deny", ALLOWS).load();
+    let (keys, mut decider) = (no_keys(), Decider::for_sidecar());
+    let key = ask(&program, &Sample::default()).key.expect("a key");
+    let answer = Decision::without_policy(Effect::Allow, Reason::RegoAllowed, program.hash());
+    decider.remember(&key, &Arc::new(Decision { lifetime: Lifetime::Milliseconds(1000), ..answer }), NOW);
+    for (now, remembered) in [(NOW, true), (NOW + 999, true), (NOW + 1000, false)] {
+        let verdict = Sample::default().with(|request| decider.decide(&program, &keys, request, now));
+        assert_eq!(matches!(verdict, Verdict::Decided(Answer { cached: true, .. })), remembered, "{}", now - NOW);
+    }
+}
+
+#[test]
+fn a_question_has_no_key_where_nothing_determines_the_answer() {
+    let module = "package p\nallow if some h in input.attributes.request.http.headers\n";
+    assert!(ask(&Document::new().custom("check", "deny", module).load(), &Sample::default()).key.is_none());
+}
+
+/// The decision stays cached; whose token has expired does not get at it.
+#[test]
+fn no_cached_decision_outlives_the_token_or_its_key() {
+    let (signer, stranger) = (Signer::new(), Signer::new());
+    let program = Document::new()
+        .issuer(ISSUER)
+        .policy("ALLOW", json!([condition("request.auth.principal", json!(["present"]), json!([]))]))
+        .load();
+    let seconds = (NOW / 1000) as i64;
+    let sample = Sample::bearer(&signer.sign(&Claims::of("ada").member("exp", seconds + 10)));
+    let mut decider = Decider::for_sidecar();
+    let mut reason = |keys: &KeySets, after: u64| match sample
+        .with(|request| decider.decide(&program, keys, request, NOW + after * 1000))
+    {
+        Verdict::Decided(answer) => (answer.decision.reason, answer.cached),
+        Verdict::Ask(_) => panic!("a question is asked"),
+    };
+    let (keys, others) = (signer.key_sets(), stranger.key_sets());
+    assert_eq!(reason(&keys, 0), (Reason::AllowRule, false));
+    assert_eq!(reason(&keys, 69), (Reason::AllowRule, true));
+    assert_eq!(reason(&keys, 70), (Reason::TokenExpired, false));
+    assert_eq!(reason(&others, 0), (Reason::TokenSignature, false));
+    assert_eq!(reason(&keys, 1), (Reason::AllowRule, true));
+}
+
+#[test]
+fn tokens_are_told_apart_by_issuer_and_subject() {
+    let signer = Signer::new();
+    let document = || Document::new().issuer("i").issuer("i/a");
+    let keys = signer.key_sets_for(&["i", "i/a"]);
+    let token = |issuer: &str, subject: &str| Sample::bearer(&signer.sign(&Claims::of(subject).member("iss", issuer)));
+    let program = document()
+        .policy("ALLOW", json!([condition("request.auth.principal", json!([{"exact": "i/a/b"}]), json!([]))]))
+        .load();
+    let mut decider = Decider::for_sidecar();
+    let table = [("i/a", "b", Reason::AllowRule), ("i", "a/b", Reason::NoAllowRule), ("i", "a", Reason::NoAllowRule)];
+    for (issuer, subject, reason) in table {
+        let answer = token(issuer, subject).decided_by(&mut decider, &program, &keys);
+        assert_eq!((answer.decision.reason, answer.cached), (reason, false), "{issuer} and {subject}");
+    }
+}
+
+#[test]
+fn claims_are_matched_by_their_scalars() {
+    let signer = Signer::new();
+    let keys = signer.key_sets();
+    let claims = Claims::of("ada")
+        .member("groups", json!(["a", "b c"]))
+        .member("scope", "read write")
+        .member("title", "read write")
+        .member("level", 3)
+        .member("deep", json!({"role": "admin"}));
+    let table = [
+        ("groups", "a", true),
+        ("groups", "b", false),
+        ("scope", "write", true),
+        ("scope", "read write", false),
+        ("title", "write", false),
+        ("title", "read write", true),
+        ("level", "3", true),
+        ("deep", "admin", false),
+        ("deep][role", "admin", true),
+        ("missing", "a", false),
+    ];
+    for (claim, value, wanted) in table {
+        let condition = condition(&format!("request.auth.claims[{claim}]"), json!([{"exact": value}]), json!([]));
+        let program = Document::new().issuer(ISSUER).policy("DENY", json!([condition])).load();
+        let answer = Sample::bearer(&signer.sign(&claims)).decided_by(&mut Decider::for_sidecar(), &program, &keys);
+        assert_eq!(answer.decision.reason == Reason::DenyRule, wanted, "{claim} {value}");
+    }
+}
+
+#[test]
+fn a_token_without_a_subject_is_no_request_principal() {
+    let signer = Signer::new();
+    let program = Document::new()
+        .issuer(ISSUER)
+        .policy("DENY", json!([condition("request.auth.principal", json!([]), json!(["present"]))]))
+        .load();
+    for (claims, reason) in
+        [(Claims::of("ada"), Reason::NoAllowPolicy), (Claims::of("ada").without("sub"), Reason::DenyRule)]
+    {
+        let answer =
+            Sample::bearer(&signer.sign(&claims)).decided_by(&mut Decider::for_sidecar(), &program, &signer.key_sets());
+        assert_eq!(answer.decision.reason, reason);
+    }
+}

@@ -1,0 +1,140 @@
+//! What the unit tests build programs and requests with.
+
+use std::sync::Arc;
+
+use serde_json::{json, Value};
+
+use crate::{Answer, Connection, Decider, HeaderList, Http, KeySets, Program, Request, Verdict};
+
+/// A moment, in milliseconds since 1970.
+pub(crate) const NOW: u64 = 1_700_000_000_000;
+
+/// A program's document in the making.
+pub(crate) struct Document(Value);
+
+impl Document {
+    pub(crate) fn new() -> Self {
+        let workload = json!({"principal": "spiffe://td/ns/shop/sa/api", "ports": {"15006": 8080}});
+        Self(json!({"schema": 1, "workload": workload, "authentication": [], "rego": [], "policies": []}))
+    }
+
+    /// Adds a policy with one rule under `when`.
+    pub(crate) fn policy(mut self, action: &str, when: Value) -> Self {
+        let rules = json!([{"from": [], "to": [], "when": when}]);
+        self.push("policies", json!({"name": format!("shop/{action}"), "action": action, "rules": rules}));
+        self
+    }
+
+    /// Adds a RegoPolicy, and a CUSTOM policy that asks it about every request.
+    pub(crate) fn custom(mut self, tier: &str, on_error: &str, module: &str) -> Self {
+        let name = format!("shop/rego-{}", self.0["rego"].as_array().map_or(0, Vec::len));
+        let rules = json!([{"from": [], "to": [], "when": []}]);
+        self.push("policies", json!({"name": "shop/CUSTOM", "action": "CUSTOM", "provider": name, "rules": rules}));
+        self.push(
+            "rego",
+            json!({
+                "name": name, "modules": {"p.rego": module}, "data": {}, "entrypoint": "data.p.allow", "tier": tier,
+                "on_error": on_error, "timeout_ms": 1000,
+            }),
+        );
+        self
+    }
+
+    /// Accepts tokens of `issuer`, by the keys of the same name.
+    pub(crate) fn issuer(mut self, issuer: &str) -> Self {
+        let rule = json!({"issuer": issuer, "audiences": [], "forward_original_token": false, "keys": issuer});
+        self.push("authentication", rule);
+        self
+    }
+
+    fn push(&mut self, list: &str, item: Value) {
+        self.0[list].as_array_mut().expect("a list").push(item);
+    }
+
+    pub(crate) fn load(&self) -> Arc<Program> {
+        Arc::new(Program::load(self.0.to_string().as_bytes()).expect("a program"))
+    }
+}
+
+/// A condition on `attribute`.
+pub(crate) fn condition(attribute: &str, any: Value, none: Value) -> Value {
+    json!({"attribute": attribute, "any": any, "none": none})
+}
+
+/// A request; what is not told is of a plain GET.
+pub(crate) struct Sample {
+    pub(crate) principal: Option<&'static str>,
+    pub(crate) ip: Option<&'static str>,
+    pub(crate) port: u16,
+    pub(crate) sni: Option<&'static str>,
+    pub(crate) method: &'static str,
+    pub(crate) host: &'static str,
+    pub(crate) path: String,
+    pub(crate) headers: Vec<(&'static str, String)>,
+}
+
+impl Default for Sample {
+    fn default() -> Self {
+        Self {
+            principal: Some("spiffe://td/ns/front/sa/web"),
+            ip: Some("10.0.0.1"),
+            port: 15006,
+            sni: None,
+            method: "GET",
+            host: "api.shop",
+            path: "/".to_owned(),
+            headers: Vec::new(),
+        }
+    }
+}
+
+impl Sample {
+    pub(crate) fn path(path: &str) -> Self {
+        Self { path: path.to_owned(), ..Self::default() }
+    }
+
+    pub(crate) fn headers(headers: &[(&'static str, &str)]) -> Self {
+        let headers = headers.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        Self { headers, ..Self::default() }
+    }
+
+    pub(crate) fn bearer(token: &str) -> Self {
+        Self::headers(&[("authorization", &format!("Bearer {token}"))])
+    }
+
+    pub(crate) fn with<R>(&self, use_request: impl FnOnce(&Request<'_>) -> R) -> R {
+        let pair = |(name, value): &(&str, String)| (name.as_bytes().to_vec(), value.as_bytes().to_vec());
+        let headers = HeaderList(self.headers.iter().map(pair).collect());
+        use_request(&Request {
+            connection: Connection {
+                source_principal: self.principal,
+                source_ip: self.ip.map(|ip| ip.parse().expect("an address")),
+                source_port: 40000,
+                destination_ip: None,
+                destination_port: self.port,
+                sni: self.sni,
+            },
+            http: Http {
+                method: self.method.as_bytes(),
+                host: self.host.as_bytes(),
+                path: self.path.as_bytes(),
+                scheme: b"https",
+                protocol: b"HTTP/1.1",
+                headers: &headers,
+            },
+        })
+    }
+
+    /// What `decider` answers at [`NOW`].
+    pub(crate) fn decided_by(&self, decider: &mut Decider, program: &Arc<Program>, keys: &KeySets) -> Answer {
+        match self.with(|request| decider.decide(program, keys, request, NOW)) {
+            Verdict::Decided(answer) => answer,
+            Verdict::Ask(_) => panic!("a question is asked"),
+        }
+    }
+}
+
+/// No key sets at all.
+pub(crate) fn no_keys() -> KeySets {
+    KeySets::load(b"{}").expect("key sets")
+}

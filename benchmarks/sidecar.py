@@ -1,0 +1,216 @@
+"""What a decision costs in the inbound sidecar: CPU time of each request, as a ratio to the same Envoy with mTLS only.
+
+Each claim is a median over pairs of runs, one right after the other; the spread is the distance of the quartiles.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
+from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
+from google.protobuf.json_format import ParseDict
+from measure import Sample, load, pairs, require_wrk
+from propagation import measure_propagation
+from sidecars import Bench, Sidecar, Variant
+from support.issuer import Issuer
+
+POLICIES = 1000
+WARM_UP_SECONDS = 1
+
+HEADING = f"{'CPU time a request, to mTLS only':<50} {'ratio':>7} {'spread':>7} {'us':>7} {'throughput':>11}  limit"
+
+ALLOW = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: open, namespace: bench}
+spec:
+  selector: {matchLabels: {app: server}}
+  rules:
+    - from: [{source: {principals: [cluster.local/ns/bench/sa/client]}}]
+      to: [{operation: {methods: [GET], paths: [/open/*]}}]
+"""
+
+TOKENS = """
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: bench}
+spec:
+  selector: {matchLabels: {app: server}}
+  jwtRules: [{issuer: https://bench.example, audiences: [shop], jwks: '@JWKS@', forwardOriginalToken: true}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: claims, namespace: bench}
+spec:
+  selector: {matchLabels: {app: server}}
+  rules:
+    - to: [{operation: {paths: [/open/*]}}]
+      when: [{key: "request.auth.claims[groups]", values: [readers]}]
+"""
+
+REGO = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: asks, namespace: bench}
+spec:
+  selector: {matchLabels: {app: server}}
+  action: CUSTOM
+  provider: {name: roles}
+  rules: [{to: [{operation: {paths: [/open/*]}}]}]
+---
+apiVersion: peltast.dev/v1
+kind: RegoPolicy
+metadata: {name: roles, namespace: bench}
+spec:
+  entrypoint: data.access.allow
+  data: {grants: {reader: [GET, HEAD], writer: [GET, PUT]}, roles: {ada: [reader], grace: [reader, writer]}}
+  module: |
+    package access
+    import rego.v1
+    default allow := false
+    allow if {
+      headers := input.attributes.request.http.headers
+      some role in data.roles[headers["x-user"]]
+      input.attributes.request.http.method in data.grants[role]
+    }
+"""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A variant, what it may cost at most (if that is claimed), and what its requests carry."""
+
+    name: str
+    variant: Variant
+    limit: float | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of a claim."""
+
+    claim: str
+    ratio: float
+    limit: float | None
+    spread: float
+    cpu_us: float | None = None
+    throughput: float | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether the ratio is within its limit."""
+        return self.limit is None or self.ratio <= self.limit
+
+
+def claims() -> list[Claim]:
+    """Every claim."""
+    issuer = Issuer("https://bench.example")
+    token = {"authorization": f"Bearer {issuer.token(groups=['writers', 'readers'])}"}
+    tokens = TOKENS.replace("@JWKS@", issuer.jwks())
+    return [
+        Claim("cached decision, audit", Variant(ALLOW), 1.12),
+        Claim("JWT, claim rule, cached, audit", Variant(tokens.removeprefix("\n---")), 1.18, token),
+        Claim("Rego on every request, audit", Variant(ALLOW + REGO), 1.7, {"x-user": "grace"}),
+        Claim("1,000 policies, cached, audit", Variant(thousand_policies() + "---" + ALLOW), 1.12),
+        Claim("Envoy's RBAC, the same 1,000 policies, no audit", Variant(filters=[thousand_policies_of_envoy()])),
+    ]
+
+
+def thousand_policies() -> str:
+    """Policies of which none matches."""
+    policy = (
+        ALLOW.replace("name: open", "name: p@N@").replace("sa/client", "sa/other-@N@").replace("/open", "/data/@N@")
+    )
+    return "---".join(policy.replace("@N@", str(number)) for number in range(POLICIES))
+
+
+def thousand_policies_of_envoy() -> HttpFilter:
+    """The same, and the one that matches, as Istio gives them to Envoy."""
+
+    def policy(account: str, prefix: str) -> dict[str, object]:
+        methods = {"header": {"name": ":method", "string_match": {"exact": "GET"}}}
+        path = {"url_path": {"path": {"prefix": prefix}}}
+        principal = {"authenticated": {"principal_name": {"exact": f"spiffe://cluster.local/ns/bench/sa/{account}"}}}
+        return {"permissions": [{"and_rules": {"rules": [methods, path]}}], "principals": [principal]}
+
+    policies = {f"p{number}": policy(f"other-{number}", f"/data/{number}/") for number in range(POLICIES)}
+    rules = {"action": "ALLOW", "policies": {**policies, "z": policy("client", "/open/")}}
+    http_filter = HttpFilter(name="envoy.filters.http.rbac")
+    http_filter.typed_config.Pack(ParseDict({"rules": rules}, RBAC()))
+    return http_filter
+
+
+def run_claim(bench: Bench, baseline: Sidecar, claim: Claim, number: int, seconds: int) -> Result:
+    """Measures one claim."""
+    sidecar = bench.sidecar(claim.variant)
+
+    def run(which: Sidecar) -> Sample:
+        which.drop_records()
+        return load(f"{which.url}/open/door", which.pid, seconds, claim.headers)
+
+    for which in (baseline, sidecar):
+        load(f"{which.url}/open/door", which.pid, WARM_UP_SECONDS, claim.headers)
+    ratios = pairs(number, lambda: run(baseline), lambda: run(sidecar))
+    sidecar.drop_records()
+    return Result(
+        claim.name,
+        ratios.ratio,
+        claim.limit,
+        ratios.spread,
+        statistics.median(ratios.cpu_us),
+        statistics.median(ratios.throughput),
+    )
+
+
+def show(result: Result) -> None:
+    """Prints a row of the table."""
+    limit = "" if result.limit is None else f"{result.limit:.2f}x" + ("" if result.holds else "  OVER")
+    microseconds = "" if result.cpu_us is None else f"{result.cpu_us:.1f}"
+    throughput = "" if result.throughput is None else f"{result.throughput:.2f}x"
+    print(f"{result.claim:<50} {result.ratio:>6.2f}x {result.spread:>7.3f} {microseconds:>7} {throughput:>11}  {limit}")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="one object: claim -> ratio, limit, spread")
+    parser.add_argument("--check", action="store_true", help="exit 1 where a ratio is over its limit")
+    parser.add_argument("--pairs", type=int, default=7, help="pairs of runs a claim (at least 2)")
+    parser.add_argument("--seconds", type=int, default=3, help="length of a run")
+    options = parser.parse_args()
+    require_wrk()
+    results = []
+    with tempfile.TemporaryDirectory(prefix="pb-") as folder, Bench(Path(folder)) as bench:
+        if not options.json:
+            print(HEADING)
+        baseline = bench.sidecar(Variant())
+        for claim in claims():
+            results.append(run_claim(bench, baseline, claim, options.pairs, options.seconds))
+            if not options.json:
+                show(results[-1])
+    propagation = measure_propagation()
+    if options.json:
+        table = {each.claim: {"ratio": each.ratio, "limit": each.limit, "spread": each.spread} for each in results}
+        print(json.dumps({**table, "file to decision on every worker, ms": vars(propagation)}))
+    else:
+        took = f"median {propagation.median_ms:.0f} ms, worst {propagation.worst_ms:.0f} ms"
+        print(f"from writing a file to deciding by it on every worker, under load: {took}")
+    if options.check and not all(result.holds for result in results):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

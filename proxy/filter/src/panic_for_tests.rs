@@ -1,0 +1,11 @@
+//! A fault on demand, for the end-to-end test of what a panic does.
+
+use crate::envoy::Stream;
+
+/// Whoever sends this header makes the module panic.
+const HEADER: &str = "x-peltast-panic";
+
+/// Panics where the request says so. Called in the midst of deciding, with the worker borrowed: the worst place.
+pub(crate) fn panic_if_asked(stream: &Stream) {
+    assert!(stream.header(HEADER).is_none(), "the request asks for it");
+}

@@ -1,0 +1,60 @@
+"""A panic in the module: that request is denied, and Envoy lives on."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from support.http import Connection
+from support.running import CLIENT, EGRESS_PORT, RunningMesh, eventually
+
+import peltast.proxy.sidecar.binary
+
+ROOT = Path(__file__).parents[2]
+MODULE = Path(peltast.proxy.sidecar.binary.__file__).parent.parent / "libpeltast_filter.so"
+BUILD = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "peltast-filter"]
+
+
+@pytest.fixture
+def module_that_panics(tmp_path: Path) -> Iterator[None]:
+    """In place of the module is one that panics where a request asks for it (`panic-for-tests`)."""
+    subprocess.run([*BUILD, "--features", "panic-for-tests"], cwd=ROOT, check=True)
+    kept = tmp_path / "kept.so"
+    shutil.copyfile(MODULE, kept)
+    replace(ROOT / "target" / "release" / "libpeltast_filter.so")
+    yield
+    replace(kept)
+    subprocess.run(BUILD, cwd=ROOT, check=True)
+
+
+def replace(source: Path) -> None:
+    """By way of a rename: a running Envoy keeps the file that it has mapped."""
+    new = MODULE.with_suffix(".new")
+    shutil.copyfile(source, new)
+    new.replace(MODULE)
+
+
+@pytest.mark.usefixtures("module_that_panics")
+async def test_a_panic_denies_that_request_and_envoy_lives(folder: Path, state: Path) -> None:
+    async with RunningMesh(folder, state) as mesh:
+        envoy = mesh.pid_of("--config-path", "sidecars/shop/server")
+        connection = await Connection.open(CLIENT, EGRESS_PORT)
+        statuses = [
+            (await connection.ask("GET", "/open", {"x-peltast-panic": "now"} if number % 2 else {})).status
+            for number in range(10)
+        ]
+        connection.close()
+        assert statuses == [200, 500] * 5
+        assert mesh.pid_of("--config-path", "sidecars/shop/server") == envoy
+        database = await mesh.connect()
+
+        async def on_record() -> bool:
+            rows = await database.fetch("SELECT effect, reason FROM requests ORDER BY time")
+            expected = [("allow", "allow_rule"), ("deny", "internal_error")] * 5
+            return [tuple(row) for row in rows] == expected
+
+        await eventually(on_record, "each is on record")
+        await database.close()
