@@ -84,14 +84,6 @@ pub(crate) const CALLOUT_SUCCESS: u32 = 0;
 
 extern "C" {
     pub(crate) fn envoy_dynamic_module_callback_log(level: u32, message: Buffer);
-    pub(crate) fn envoy_dynamic_module_callback_http_get_header(
-        stream: Handle,
-        kind: u32,
-        name: Buffer,
-        value: *mut Buffer,
-        index: usize,
-        count: *mut usize,
-    ) -> bool;
     pub(crate) fn envoy_dynamic_module_callback_http_get_headers_size(stream: Handle, kind: u32) -> usize;
     pub(crate) fn envoy_dynamic_module_callback_http_get_headers(
         stream: Handle,

@@ -1,6 +1,7 @@
 //! Envoy's side of a stream, a log entry and a scheduler, as safe values.
 
 use std::borrow::Cow;
+use std::cell::OnceCell;
 
 use peltast_engine::Headers;
 
@@ -20,68 +21,83 @@ fn found(get: impl FnOnce(*mut Buffer) -> bool) -> Option<Buffer> {
 
 /// A stream, inside one of its hooks. What it returns by reference is Envoy's, and valid until headers are changed:
 /// so what changes them takes `&mut self`, and a stream is not copied.
-pub(crate) struct Stream(Handle);
+pub(crate) struct Stream {
+    handle: Handle,
+    /// The request's headers, once one was asked for: each call to Envoy costs more than a look through all of them.
+    headers: OnceCell<Vec<Header>>,
+}
 
 impl Stream {
     /// # Safety
     /// `handle` must be the stream that Envoy gave to the hook at hand.
     pub(crate) unsafe fn new(handle: Handle) -> Self {
-        Self(handle)
+        Self { handle, headers: OnceCell::new() }
     }
 
     /// The first value of a request header.
     pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
-        self.header_at(name, 0).map(|(value, _)| value)
+        self.headers().find(|(key, _)| *key == name.as_bytes()).map(|(_, value)| value)
     }
 
-    fn header_at(&self, name: &str, index: usize) -> Option<(&[u8], usize)> {
-        let (kind, name) = (abi::REQUEST_HEADERS, Buffer::of(name.as_bytes()));
-        let mut count = 0;
-        // SAFETY: inside a hook of this stream; the bytes live until a setter, which takes `&mut self`.
+    /// All request headers, with pseudo-headers, in Envoy's order.
+    fn headers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        let headers = self.headers.get_or_init(|| self.read_headers());
+        // SAFETY: the bytes live until a setter, which takes `&mut self`.
+        headers.iter().map(|header| unsafe { (header.name.bytes(), header.value.bytes()) })
+    }
+
+    fn read_headers(&self) -> Vec<Header> {
+        // SAFETY: inside a hook of this stream; the list has room for as many headers as there are.
         unsafe {
-            let get = |value| {
-                abi::envoy_dynamic_module_callback_http_get_header(self.0, kind, name, value, index, &mut count)
-            };
-            found(get).map(|value| (value.bytes(), count))
+            let size = abi::envoy_dynamic_module_callback_http_get_headers_size(self.handle, abi::REQUEST_HEADERS);
+            let mut headers = vec![Header { name: Buffer::EMPTY, value: Buffer::EMPTY }; size];
+            let list = headers.as_mut_ptr();
+            if !abi::envoy_dynamic_module_callback_http_get_headers(self.handle, abi::REQUEST_HEADERS, list) {
+                headers.clear();
+            }
+            headers
         }
     }
 
     /// A text attribute.
     pub(crate) fn attribute(&self, attribute: u32) -> Option<&[u8]> {
-        // SAFETY: as in `header_at`.
+        // SAFETY: as in `headers`.
         unsafe {
-            found(|value| abi::envoy_dynamic_module_callback_http_filter_get_attribute_string(self.0, attribute, value))
-                .map(|value| value.bytes())
+            found(|value| {
+                abi::envoy_dynamic_module_callback_http_filter_get_attribute_string(self.handle, attribute, value)
+            })
+            .map(|value| value.bytes())
         }
     }
 
     /// An object of the connection's filter state.
     pub(crate) fn filter_state(&self, key: &str) -> Option<&[u8]> {
         let key = Buffer::of(key.as_bytes());
-        // SAFETY: as in `header_at`; a connection's filter state outlives its streams.
+        // SAFETY: as in `headers`; a connection's filter state outlives its streams.
         unsafe {
-            found(|value| abi::envoy_dynamic_module_callback_http_get_filter_state_bytes(self.0, key, value))
+            found(|value| abi::envoy_dynamic_module_callback_http_get_filter_state_bytes(self.handle, key, value))
                 .map(|value| value.bytes())
         }
     }
 
     pub(crate) fn worker_index(&self) -> u32 {
         // SAFETY: inside a hook of this stream.
-        unsafe { abi::envoy_dynamic_module_callback_http_filter_get_worker_index(self.0) }
+        unsafe { abi::envoy_dynamic_module_callback_http_filter_get_worker_index(self.handle) }
     }
 
     /// Replaces a request header; an empty value removes it.
     pub(crate) fn set_request_header(&mut self, name: &str, value: &[u8]) {
         let value = if value.is_empty() { Buffer::EMPTY } else { Buffer::of(value) };
         let (kind, name) = (abi::REQUEST_HEADERS, Buffer::of(name.as_bytes()));
+        self.headers.take();
         // SAFETY: inside a hook of this stream; Envoy copies.
-        unsafe { abi::envoy_dynamic_module_callback_http_set_header(self.0, kind, name, value) };
+        unsafe { abi::envoy_dynamic_module_callback_http_set_header(self.handle, kind, name, value) };
     }
 
     pub(crate) fn add_response_header(&mut self, name: &str, value: &str) {
         let (name, value) = (Buffer::of(name.as_bytes()), Buffer::of(value.as_bytes()));
         // SAFETY: inside a hook of this stream; Envoy copies.
-        unsafe { abi::envoy_dynamic_module_callback_http_add_header(self.0, abi::RESPONSE_HEADERS, name, value) };
+        unsafe { abi::envoy_dynamic_module_callback_http_add_header(self.handle, abi::RESPONSE_HEADERS, name, value) };
     }
 
     /// Answers the request here. From any hook but `request_headers`, the stream's other hooks run inside this call:
@@ -92,7 +108,7 @@ impl Stream {
         // SAFETY: inside a hook of this stream; Envoy copies.
         unsafe {
             abi::envoy_dynamic_module_callback_http_send_response(
-                self.0,
+                self.handle,
                 u32::from(status),
                 headers.as_ptr(),
                 headers.len(),
@@ -105,7 +121,7 @@ impl Stream {
     /// Lets a stopped request go on; later filters, and hooks of ours, run inside this call, as in [`Self::respond`].
     pub(crate) fn continue_decoding(self) {
         // SAFETY: inside a hook of this stream.
-        unsafe { abi::envoy_dynamic_module_callback_http_filter_continue_decoding(self.0) };
+        unsafe { abi::envoy_dynamic_module_callback_http_filter_continue_decoding(self.handle) };
     }
 
     /// Sends a request of our own; the answer comes to `http_callout_done`, never inside this call.
@@ -124,7 +140,7 @@ impl Stream {
         // SAFETY: inside a hook of this stream; Envoy copies.
         let result = unsafe {
             abi::envoy_dynamic_module_callback_http_filter_http_callout(
-                self.0,
+                self.handle,
                 &mut id,
                 Buffer::of(cluster.as_bytes()),
                 headers.as_ptr(),
@@ -142,7 +158,7 @@ impl Stream {
 
     pub(crate) fn scheduler(&self) -> Scheduler {
         // SAFETY: inside a hook of this stream.
-        Scheduler(unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_new(self.0) })
+        Scheduler(unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_new(self.handle) })
     }
 }
 
@@ -156,38 +172,19 @@ fn as_headers(headers: &[(&str, &str)]) -> Vec<Header> {
 
 impl Headers for Stream {
     fn get(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        let (first, count) = self.header_at(name, 0)?;
-        if count < 2 {
-            return Some(Cow::Borrowed(first));
-        }
-        let mut joined = first.to_vec();
-        for index in 1..count {
-            joined.push(b',');
-            joined.extend_from_slice(self.header_at(name, index).map_or(&[], |(value, _)| value));
-        }
-        Some(Cow::Owned(joined))
+        let mut values = self.headers().filter(|(key, _)| *key == name.as_bytes()).map(|(_, value)| value);
+        let first = values.next()?;
+        let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
+        let all: Vec<&[u8]> = [first, second].into_iter().chain(values).collect();
+        Some(Cow::Owned(all.join(&b',')))
     }
 
     fn any(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        let Some((first, count)) = self.header_at(name, 0) else { return false };
-        visit(first) || (1..count).any(|index| self.header_at(name, index).is_some_and(|(value, _)| visit(value)))
+        self.headers().any(|(key, value)| key == name.as_bytes() && visit(value))
     }
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {
-        // SAFETY: inside a hook of this stream; the list has room for as many headers as there are.
-        let headers = unsafe {
-            let size = abi::envoy_dynamic_module_callback_http_get_headers_size(self.0, abi::REQUEST_HEADERS);
-            let mut headers = vec![Header { name: Buffer::EMPTY, value: Buffer::EMPTY }; size];
-            if !abi::envoy_dynamic_module_callback_http_get_headers(self.0, abi::REQUEST_HEADERS, headers.as_mut_ptr())
-            {
-                headers.clear();
-            }
-            headers
-        };
-        for header in headers {
-            // SAFETY: as in `header_at`.
-            unsafe { visit(header.name.bytes(), header.value.bytes()) };
-        }
+        self.headers().for_each(|(name, value)| visit(name, value));
     }
 }
 
