@@ -24,14 +24,14 @@ unit: build ## Tests in Rust and Python without a mesh
 	@cargo test --release --locked --quiet -p peltast-engine
 	@cargo test --release --locked --quiet -p peltast-filter
 	@echo "==> Python tests"
-	@$(BIN)/pytest -q -m "not e2e and not soak"
+	@$(BIN)/pytest -q -m "not e2e"
 
 e2e: build ## Tests with real Envoy, PostgreSQL and clients
 	@echo "==> End-to-end tests"
-	@$(BIN)/pytest -q -m "e2e and not soak"
+	@$(BIN)/pytest -q -m e2e
 
-soak: build ## Long tests
-	@$(BIN)/pytest -q -m soak
+soak: build ## Long tests: many more examples of every property
+	@PELTAST_EXAMPLES=other $(BIN)/pytest -q -m "not e2e"
 
 lint: build ## Formatting, lints, types, import contracts
 	@echo "==> ruff, mypy, import-linter"

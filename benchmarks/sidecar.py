@@ -16,12 +16,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
+from check_service import check_cluster, ext_authz
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
 from google.protobuf.json_format import ParseDict
 from measure import Sample, load, pairs, require_wrk
 from propagation import measure_propagation
-from sidecars import Bench, Sidecar, Variant
+from sidecars import CONTROL, Bench, Sidecar, Variant
 from support.issuer import Issuer
 
 POLICIES = 1000
@@ -126,6 +127,10 @@ def claims() -> list[Claim]:
         Claim("Rego on every request, audit", Variant(ALLOW + REGO), 1.7, {"x-user": "grace"}),
         Claim("1,000 policies, cached, audit", Variant(thousand_policies() + "---" + ALLOW), 1.12),
         Claim("Envoy's RBAC, the same 1,000 policies, no audit", Variant(filters=[thousand_policies_of_envoy()])),
+        Claim(
+            "ext_authz over gRPC to our check service, no audit",
+            Variant(filters=[ext_authz()], clusters=[check_cluster(CONTROL)]),
+        ),
     ]
 
 
@@ -197,10 +202,11 @@ def main() -> None:
         if not options.json:
             print(HEADING)
         baseline = bench.sidecar(Variant())
-        for claim in claims():
-            results.append(run_claim(bench, baseline, claim, options.pairs, options.seconds))
-            if not options.json:
-                show(results[-1])
+        with bench.check_service(ALLOW):
+            for claim in claims():
+                results.append(run_claim(bench, baseline, claim, options.pairs, options.seconds))
+                if not options.json:
+                    show(results[-1])
     propagation = measure_propagation()
     if options.json:
         table = {each.claim: {"ratio": each.ratio, "limit": each.limit, "spread": each.spread} for each in results}

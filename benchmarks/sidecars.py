@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from check_service import RunningCheckService
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.listener.v3.listener_pb2 import Listener
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import (
@@ -46,6 +47,7 @@ from peltast.proxy.xds.module import KEYS, PROGRAM, filter_config
 TRUST_DOMAIN = TrustDomain("cluster.local")
 CLIENT = "spiffe://cluster.local/ns/bench/sa/client"
 SERVER = "spiffe://cluster.local/ns/bench/sa/server"
+CONTROL = "spiffe://cluster.local/peltast/control"
 
 _CLIENT_ADDRESS, _BACKEND_ADDRESS, _BACKEND_PORT = "127.0.30.1", "127.0.30.2", 8080
 _SPOOL_BYTES = 8 << 30
@@ -165,6 +167,13 @@ class Bench:
         last = chain.filters[-1]
         last.typed_config.CopyFrom(_repack(last.typed_config, with_programs if variant.policies else without_us))
         return listener
+
+    def check_service(self, policies: str) -> RunningCheckService:
+        """A check service that decides requests to the server by `policies`."""
+        mesh = _MESH.format(client=_CLIENT_ADDRESS, server="127.0.31.250", egress=15001)
+        files = {"mesh.yaml": mesh.encode(), "policies.yaml": policies.encode()}
+        revision = compile_revision(load(files, TRUST_DOMAIN.name, 1))
+        return RunningCheckService(revision, self._svid(CONTROL), pem(self._authority.chain[-1]))
 
     def _svid(self, name: str) -> Svid:
         key, csr = new_key_and_csr()

@@ -269,6 +269,12 @@ MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = make_root(TrustDomain("mesh.example"), MOMENT)
 
 
+@pytest.mark.parametrize("other", [b"+", b"A", b"\0"])
+def test_a_request_with_any_one_character_changed_is_refused_or_as_before(other: bytes) -> None:
+    for place in range(len(CSR)):
+        test_any_bytes_are_an_svids_key_or_a_bad_request.hypothesis.inner_test(CSR[:place] + other + CSR[place + 1 :])
+
+
 @given(
     st.binary(max_size=300)
     | st.tuples(st.integers(0, len(CSR) - 1), st.binary(min_size=1, max_size=8)).map(

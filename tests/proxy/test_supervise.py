@@ -137,8 +137,8 @@ async def test_a_child_that_ignores_sigterm_is_ended_too(tmp_path: Path) -> None
 
 
 async def test_the_signal_to_stop_is_the_one_that_was_asked_for(tmp_path: Path) -> None:
-    lines = "trap 'echo interrupted; exit' INT; echo ready; while true; do sleep 0.01; done"
-    child = supervised(tmp_path, "sh", "-c", lines, stop_signal=signal.SIGINT)
+    lines = "trap 'echo interrupted; exit' USR1; echo ready; while true; do sleep 0.01; done"
+    child = supervised(tmp_path, "sh", "-c", lines, stop_signal=signal.SIGUSR1)
     log = tmp_path / "log"
     async with running(child):
         await until(lambda: log.exists() and "ready" in log.read_text())

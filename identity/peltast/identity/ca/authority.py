@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -154,7 +154,7 @@ def _requested_key(csr_pem: bytes) -> ec.EllipticCurvePublicKey:
         csr = x509.load_pem_x509_csr(csr_pem)
         key = csr.public_key()
         signed = csr.is_signature_valid
-    except (ValueError, InvalidSignature, TypeError) as error:
+    except (ValueError, InvalidSignature, TypeError, UnsupportedAlgorithm) as error:
         raise BadRequest(f"not a signing request: {error}") from error
     if not signed:
         raise BadRequest("the signing request is not signed by its own key")

@@ -1,0 +1,13 @@
+"""What holds for all tests."""
+
+from __future__ import annotations
+
+import os
+
+from hypothesis import settings
+
+# The same examples in every run: a run that fails says something of what was changed since the last. `make soak`
+# tries others.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("other", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("PELTAST_EXAMPLES", "same"))
