@@ -95,7 +95,7 @@ async def test_a_workload_that_is_added_is_started_and_one_that_is_removed_is_en
         async def answers() -> bool:
             try:
                 return (await ask("127.0.20.3", EGRESS_PORT, "GET", "/open")).status == 200
-            except OSError:
+            except (OSError, EOFError):
                 return False
 
         await eventually(answers, f"the second client's sidecar takes its calls: {mesh.output}")
