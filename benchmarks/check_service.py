@@ -15,6 +15,7 @@ from google.protobuf.json_format import ParseDict
 from peltast.authz.check.grpc import NAME, authorization_methods
 from peltast.authz.check.service import CheckService
 from peltast.authz.revision import Revision
+from peltast.identity.ca.authority import CONTROL_DNS_NAME
 from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
 from peltast.identity.svid import Svid
 from peltast.proxy.xds.compile import socket_address, static_cluster
@@ -70,4 +71,4 @@ def ext_authz() -> HttpFilter:
 
 def check_cluster(principal: str) -> Cluster:
     """Where it asks."""
-    return static_cluster(CLUSTER, [socket_address(ADDRESS, PORT)], "grpc", upstream([principal], "check"))
+    return static_cluster(CLUSTER, [socket_address(ADDRESS, PORT)], "grpc", upstream([principal], CONTROL_DNS_NAME))

@@ -9,6 +9,7 @@ import asyncpg
 from rich.markup import escape
 
 from peltast.audit.query import follow
+from peltast.audit.store.embedded import PostgresUnusable
 from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
 from peltast.cli.options import BasePort, Concurrency, Configuration, SpoolBytes, State, TrustDomainOption
 from peltast.cli.processes import Mesh, MeshSettings, StateInUse
@@ -27,7 +28,7 @@ from peltast.policies.snapshot import Snapshot, load
 from peltast.policies.sources.folder import watch_folder
 from peltast.proxy.sidecar.binary import EnvoyUnusable, find_envoy
 
-__all__ = ["CannotStart", "preflight", "up"]
+__all__ = ["CannotStart", "preflight", "short_principal", "up"]
 
 _QUIET_ACTS = frozenset({"svid.issue", "resource.live"})
 """Acts of every day, which the feed leaves out while they are allowed."""
@@ -71,7 +72,7 @@ async def _up(settings: MeshSettings) -> int:
     except* InvalidConfiguration as group:
         for invalid in group.exceptions:
             print_problems(invalid)
-    except* (CannotStart, NotReady, StateInUse, EnvoyUnusable) as group:
+    except* (CannotStart, NotReady, StateInUse, EnvoyUnusable, PostgresUnusable) as group:
         for error in group.exceptions:
             print_error(error)
     return 1
@@ -135,7 +136,9 @@ def feed_line(row: asyncpg.Record) -> str | None:
         return f"{time} {text}" if text else None
     effect = row["effect"] or "deny"
     colour = "green" if effect == "allow" else "red"
-    where = f"{_short(row['source_principal'])} → {_short(row['destination_principal'] or row['owner'])}"
+    where = (
+        f"{short_principal(row['source_principal'])} → {short_principal(row['destination_principal'] or row['owner'])}"
+    )
     what = f"{row['method'] or row['kind']} {row['path'] or ''}".strip()
     rule = "" if row["rule"] is None else f" rule {row['rule']}"
     by = f"{row['policy']}{rule}" if row["policy"] else ""
@@ -153,7 +156,7 @@ def _act_text(row: asyncpg.Record) -> str | None:
     return f"[cyan]{text}[/cyan]" if allowed else f"[red]{text}[/red]"
 
 
-def _short(principal: str | None) -> str:
+def short_principal(principal: str | None) -> str:
     """`ns/sa` of a SPIFFE ID of Istio's form."""
     if principal is None:
         return "unknown"

@@ -15,13 +15,14 @@ import asyncpg
 import typer
 import yaml
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 from spiffe import TrustDomain
 
 from peltast.audit.chain import verify_store
 from peltast.audit.query import requests
 from peltast.audit.reports.access import access_report
 from peltast.audit.reports.report import Report, to_csv, to_json
+from peltast.audit.store.embedded import PostgresUnusable
 from peltast.cli.console import err, log_to_stderr, out, print_error, print_problems, run_until_stopped
 from peltast.cli.demo.cases import Case, Surroundings, cases
 from peltast.cli.demo.driver import Attempt, fire
@@ -30,7 +31,7 @@ from peltast.cli.options import BasePort
 from peltast.cli.processes import Mesh, MeshSettings
 from peltast.cli.readiness import NotReady
 from peltast.cli.settings import DEFAULT_BASE_PORT, DEFAULT_SPOOL_BYTES, DEFAULT_TRUST_DOMAIN, ControlSettings
-from peltast.cli.up import CannotStart, preflight
+from peltast.cli.up import CannotStart, preflight, short_principal
 from peltast.identity.ca.store import load_or_create
 from peltast.identity.svid import load_svid
 from peltast.policies.problems import InvalidConfiguration
@@ -69,7 +70,7 @@ async def _demo(bookshop: Path, folder: Path, report: Path, base_port: int) -> i
         return await _run(settings, issuer, report)
     except InvalidConfiguration as invalid:
         print_problems(invalid)
-    except (CannotStart, NotReady, EnvoyUnusable) as error:
+    except (CannotStart, NotReady, EnvoyUnusable, PostgresUnusable) as error:
         print_error(error)
     return 1
 
@@ -130,8 +131,20 @@ async def _committed(connection: asyncpg.Connection[Any], expected: int) -> list
         await asyncio.sleep(_POLL_SECONDS)
 
 
+def _table(*columns: str, title: str | None = None) -> Table:
+    """A table that folds what does not fit: nothing of it is cut."""
+    return Table(*(Column(name, overflow="fold") for name in columns), title=title)
+
+
+def _shown(cell: str | int | None) -> str:
+    if cell is None:
+        return ""
+    names = str(cell).split(",")
+    return ",".join(short_principal(name) if name.startswith("spiffe://") else name for name in names)
+
+
 def _show_decisions(tried: list[tuple[Case, Attempt]], rows: list[Row]) -> bool:
-    table = Table("", "what", "request", "decision", "policy, rule", "reason", "by", "ms")
+    table = _table("", "what", "request", "decision", "policy, rule", "reason", "by", "ms")
     sound = True
     for case, attempt in tried:
         row = _row_of(attempt, rows)
@@ -177,9 +190,9 @@ def _show_count(attempts: int, rows: int) -> bool:
 
 
 def _show_report(report: Report, folder: Path) -> None:
-    table = Table(*report.columns, title=report.title)
+    table = _table(*report.columns, title=report.title)
     for row in report.rows:
-        table.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+        table.add_row(*(escape(_shown(cell)) for cell in row))
     out.print(table)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "access.csv").write_text(to_csv(report))
