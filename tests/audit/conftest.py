@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from peltast.audit.collector.collect import take_in
-from peltast.audit.spool import SpoolReader
+from peltast.audit.spool import SpoolReader, read_segment
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
 from peltast.authz._engine import SpoolUsage, SpoolWriter
@@ -57,7 +57,11 @@ class Spool:
 
     def frames(self) -> bytes:
         """Everything that was written."""
-        return b"".join(segment.read_bytes() for segment in self.segments)
+        return b"".join(map(read_segment, self.segments))
+
+    def damage(self, frames: bytes) -> None:
+        """Makes `frames` all that the first segment holds, as something that comes to the disk might."""
+        self.segments[0].write_bytes(len(frames).to_bytes(8, "little") + frames)
 
     def reader(self) -> SpoolReader:
         return SpoolReader(self.folder)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from peltast.audit.spool import MAX_BATCH_BYTES, SpoolReader, spool_bytes, spool_folders
+from peltast.audit.spool import MAX_BATCH_BYTES, SpoolReader, read_segment, spool_bytes, spool_folders
 from peltast.authz._engine import SpoolUsage, first_link, next_link, scan_frames, skip_frames, verify_frames
 
 Spool = Any
@@ -105,7 +105,7 @@ def test_a_full_segment_is_followed_by_another_that_begins_with_its_record(spool
     for _ in range(9):
         spool.append(detail=BIG)
     first, second = spool.segments
-    assert (first.name, second.name) == (f"{1:020}.segment", f"{scan_frames(second.read_bytes())[0]:020}.segment")
+    assert (first.name, second.name) == (f"{1:020}.segment", f"{scan_frames(read_segment(second))[0]:020}.segment")
     assert verify_frames(0, first_link(), spool.frames())[1] == 10
 
 
@@ -121,6 +121,14 @@ def test_a_reader_gets_what_was_written_and_then_what_comes(spool: Spool) -> Non
     assert reader.read() == b""
     spool.append()
     assert sequences(reader.read()) == [3]
+
+
+def test_what_is_not_committed_is_not_read(spool: Spool) -> None:
+    whole = spool.frames()
+    spool.append(path="/not committed")
+    with spool.segments[0].open("r+b") as file:
+        file.write(len(whole).to_bytes(8, "little"))
+    assert spool.reader().read() == whole == spool.frames()
 
 
 def test_what_was_not_acknowledged_is_read_again(spool: Spool) -> None:
@@ -176,21 +184,20 @@ def test_a_record_that_is_not_whole_yet_is_not_read(spool: Spool, torn: int) -> 
     spool.append(path="/whole")
     whole = len(spool.frames())
     spool.append(path="/torn")
-    [segment] = spool.segments
-    complete = segment.read_bytes()
-    cut = complete[: whole + torn] if torn > 0 else complete[:torn]
-    segment.write_bytes(cut)
+    complete = spool.frames()
+    spool.die()
+    spool.damage(complete[: whole + torn] if torn > 0 else complete[:torn])
     reader = spool.reader()
     assert sequences(reader.read()) == [1, 2]
     reader.acknowledge(2)
     assert reader.read() == b""
-    segment.write_bytes(complete)
+    spool.damage(complete)
     assert sequences(reader.read()) == [3]
 
 
 def test_what_can_never_become_a_record_is_an_error(spool: Spool) -> None:
-    with spool.segments[0].open("ab") as file:
-        file.write(b"\xff" * 100)
+    spool.die()
+    spool.damage(spool.frames() + b"\xff" * 100)
     with pytest.raises(ValueError, match="out of bounds"):
         spool.reader().read()
 
@@ -217,9 +224,8 @@ def test_a_spool_stays_while_there_is_something_to_read(spool: Spool) -> None:
 def test_a_spool_goes_when_its_writer_is_dead_and_all_of_it_was_read(spool: Spool, torn: int) -> None:
     reader = spool.reader()
     read_all(reader)
-    with spool.segments[0].open("ab") as file:
-        file.write(bytes([40, 0, 0, 0, 0, 0, 0])[:torn])
     spool.die()
+    spool.damage(spool.frames() + bytes([40, 0, 0, 0, 0, 0, 0])[:torn])
     assert reader.remove_if_finished() == torn
     assert not spool.folder.exists()
 

@@ -10,12 +10,23 @@ import structlog
 
 from peltast.authz._engine import scan_frames, skip_frames
 
-__all__ = ["SpoolReader", "spool_bytes", "spool_folders"]
+__all__ = ["SpoolReader", "read_segment", "spool_bytes", "spool_folders"]
 
 MAX_BATCH_BYTES = 2 * 1024 * 1024
 """Above the longest frame, so that a batch always holds a whole one."""
 
+_HEADER_BYTES = 8
+"""A segment begins with the number of bytes of whole records that follow (`authz/engine/src/segment.rs`)."""
+
 log = structlog.get_logger()
+
+
+def read_segment(segment: Path, offset: int = 0, limit: int | None = None) -> bytes:
+    """The records of `segment` from `offset` on, at most `limit` bytes of them."""
+    rest = max(_committed(segment) - offset, 0)
+    with segment.open("rb") as file:
+        file.seek(_HEADER_BYTES + offset)
+        return file.read(rest if limit is None else min(rest, limit))
 
 
 def spool_folders(root: Path) -> list[Path]:
@@ -26,8 +37,13 @@ def spool_folders(root: Path) -> list[Path]:
 
 
 def spool_bytes(root: Path) -> int:
-    """The bytes of all segments below `root`."""
-    return sum(segment.stat().st_size for folder in spool_folders(root) for segment in folder.glob("*.segment"))
+    """The bytes of all records below `root`."""
+    return sum(_committed(segment) for folder in spool_folders(root) for segment in folder.glob("*.segment"))
+
+
+def _committed(segment: Path) -> int:
+    with segment.open("rb") as file:
+        return int.from_bytes(file.read(_HEADER_BYTES), "little")
 
 
 class SpoolReader:
@@ -50,7 +66,7 @@ class SpoolReader:
         self.sequence = sequence
         passed = 0
         for segment in self._segments():
-            skipped = skip_frames(segment.read_bytes(), sequence)
+            skipped = skip_frames(read_segment(segment), sequence)
             if skipped is None:
                 break
             self._segment, self._offset = segment, skipped[0]
@@ -65,9 +81,7 @@ class SpoolReader:
                 if not segments:
                     return b""
                 self._segment, self._offset = segments[0], 0
-            with self._segment.open("rb") as file:
-                file.seek(self._offset)
-                frames = file.read(MAX_BATCH_BYTES)
+            frames = read_segment(self._segment, self._offset, MAX_BATCH_BYTES)
             found = scan_frames(frames)
             if found is not None:
                 _, last, length = found
@@ -92,12 +106,11 @@ class SpoolReader:
     def remove_if_finished(self) -> int | None:
         """Removes the spool if its writer is dead and all of it was read; gives the bytes of a record cut short.
 
-        None where the spool stays. A record is cut short when its writer died while writing it: nobody was told that
-        it was written.
+        None where the spool stays. A writer's death cuts no record short; what comes to the disk can.
         """
         if not self._writer_is_dead() or self.read():
             return None
-        torn = self._segment.stat().st_size - self._offset if self._segment else 0
+        torn = _committed(self._segment) - self._offset if self._segment else 0
         if torn:
             log.warning("record cut short", spool=self._folder.name, after=self.sequence, bytes=torn)
         shutil.rmtree(self._folder)

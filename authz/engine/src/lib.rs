@@ -20,6 +20,7 @@ mod python;
 pub mod record;
 mod rego;
 pub mod request;
+mod segment;
 pub mod spool;
 #[cfg(test)]
 mod testing;

@@ -28,10 +28,10 @@ pub fn query(path_and_query: &[u8]) -> &[u8] {
 ///
 /// What does not begin with a slash (`*` of `OPTIONS *`) is no path and is returned unchanged.
 pub fn normalize(path_and_query: &[u8]) -> Cow<'_, [u8]> {
-    let (path, rest) = split(path_and_query);
-    if !path.starts_with(b"/") || is_normal(path) {
+    if !path_and_query.starts_with(b"/") || is_normal(path_and_query) {
         return Cow::Borrowed(path_and_query);
     }
+    let (path, rest) = split(path_and_query);
     let mut normal = path.to_vec();
     for _ in 0..MAX_PASSES {
         let next = merge_slashes(&canonicalize(&strip_dot_parameters(&normal)));
@@ -49,17 +49,32 @@ fn split(path_and_query: &[u8]) -> (&[u8], &[u8]) {
     path_and_query.split_at(end)
 }
 
-/// Whether no step of [`normalize`] could change `path`: the common case, told in one look at each byte.
-fn is_normal(path: &[u8]) -> bool {
+/// Whether no step of [`normalize`] could change the path: the common case, told in one look at each byte.
+fn is_normal(path_and_query: &[u8]) -> bool {
     let mut after_slash = false;
-    for &byte in path {
-        if after_slash && matches!(byte, b'/' | b'.') || matches!(byte, b'%' | b'\\') || must_escape(byte) {
+    for &byte in path_and_query {
+        if !NORMAL[usize::from(byte)] || after_slash && matches!(byte, b'/' | b'.') {
             return false;
+        }
+        if matches!(byte, b'?' | b'#') {
+            return true;
         }
         after_slash = byte == b'/';
     }
     true
 }
+
+/// The bytes that no step of [`normalize`] changes wherever they stand, but after a slash. A table, because every byte
+/// of every path is looked up.
+const NORMAL: [bool; 256] = {
+    let mut normal = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        normal[byte] = !must_escape(byte as u8) && byte as u8 != b'%' && byte as u8 != b'\\';
+        byte += 1;
+    }
+    normal
+};
 
 /// `/..;x=1/` is `/../` to servers that cut path parameters, so it is to Envoy.
 fn strip_dot_parameters(path: &[u8]) -> Vec<u8> {
@@ -138,8 +153,8 @@ fn is_unreserved(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~')
 }
 
-fn must_escape(byte: u8) -> bool {
-    !(0x21..0x7f).contains(&byte) || matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
+const fn must_escape(byte: u8) -> bool {
+    byte < 0x21 || byte > 0x7e || matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
 }
 
 /// Runs of slashes become one; a path of nothing but slashes keeps two, as in Envoy.

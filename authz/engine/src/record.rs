@@ -157,8 +157,8 @@ pub struct Fields<'a>(&'a mut Vec<u8>);
 impl Fields<'_> {
     /// Writes text or bytes.
     pub fn bytes(&mut self, field: Field, value: &[u8]) {
-        self.0.extend_from_slice(&[field as u8, State::Present as u8]);
-        self.0.extend_from_slice(&(value.len() as u32).to_le_bytes());
+        let [a, b, c, d] = (value.len() as u32).to_le_bytes();
+        self.0.extend_from_slice(&[field as u8, State::Present as u8, a, b, c, d]);
         self.0.extend_from_slice(value);
     }
 

@@ -1,11 +1,11 @@
 //! A spool: the records of one writer since it started, in a folder of segments, until they are shipped.
 //!
 //! `ROOT/usage` counts the bytes written and acknowledged of all spools below `ROOT`; the writer holds `ROOT/ID/lock`
-//! for as long as it lives, however it dies; `ROOT/ID/NNNNNNNNNNNNNNNNNNNN.segment` begins with the record NNN.
-//! A record is one `write(2)`: it survives the death of any process at once, and power loss once it is in Postgres.
+//! for as long as it lives, however it dies; `ROOT/ID/NNNNNNNNNNNNNNNNNNNN.segment` begins with the record NNN (see
+//! [`crate::segment`]). A record survives the death of any process at once, and power loss once it is in Postgres.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -15,9 +15,7 @@ use std::sync::Arc;
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::record::{Field, Fields, Kind, Position, MAX_FRAME_BYTES};
-
-/// A segment that has reached this many bytes is followed by a new one.
-const SEGMENT_BYTES: u64 = 4 * 1024 * 1024;
+use crate::segment::Segment;
 
 /// Bytes written and acknowledged, in memory shared between the writers and whoever ships.
 pub struct Usage {
@@ -113,10 +111,7 @@ impl Drop for Usage {
 /// The writing end of one spool.
 pub struct Spool {
     folder: PathBuf,
-    segment: File,
-    segment_bytes: u64,
-    /// Whether the segment may hold a part of a record behind its whole ones.
-    torn: bool,
+    segment: Segment,
     position: Position,
     usage: Arc<Usage>,
     frame: Vec<u8>,
@@ -138,12 +133,16 @@ impl Spool {
         // Under a name that readers pass over until it is locked: a spool without a lock is that of a dead writer.
         let unlocked = root.join(format!(".{}", data_encoding::HEXLOWER.encode(&id)));
         make_folder(&unlocked)?;
-        let lock = lock(&unlocked)?;
-        std::fs::rename(&unlocked, &folder)?;
         let position = Position::default();
-        let segment = new_segment(&folder, position)?;
-        let mut spool =
-            Self { folder, segment, segment_bytes: 0, torn: false, position, usage, frame: Vec::new(), _lock: lock };
+        let made = lock(&unlocked).and_then(|lock| Ok((new_segment(&unlocked, position)?, lock)));
+        let (segment, lock) = match made.and_then(|made| fs::rename(&unlocked, &folder).map(|()| made)) {
+            Ok(made) => made,
+            Err(error) => {
+                fs::remove_dir_all(&unlocked)?;
+                return Err(error);
+            }
+        };
+        let mut spool = Self { folder, segment, position, usage, frame: Vec::new(), _lock: lock };
         spool.append(Kind::Genesis, time_ns, |fields| {
             fields.bytes(Field::SpoolId, &id);
             fields.number(Field::Worker, u64::from(worker));
@@ -155,40 +154,22 @@ impl Spool {
     /// Writes one record and gives its sequence.
     ///
     /// # Errors
-    /// It could not be written whole, or nobody could read it. Then it is not in the spool, and the next one takes its
-    /// sequence.
+    /// It has no room, or nobody could read it. Then it is not in the spool, and the next one takes its sequence.
     pub fn append(&mut self, kind: Kind, time_ns: u64, fill: impl FnOnce(&mut Fields<'_>)) -> io::Result<u64> {
         if !self.usage.has_reserve() {
             return Err(full());
-        }
-        self.cut_off_torn_write()?;
-        if self.segment_bytes >= SEGMENT_BYTES {
-            self.segment = new_segment(&self.folder, self.position)?;
-            self.segment_bytes = 0;
         }
         let position = self.position.write(&mut self.frame, kind, time_ns, fill);
         if self.frame.len() > MAX_FRAME_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an audit record is too long to be read again"));
         }
-        let written = self.segment.write(&self.frame)?;
-        if written < self.frame.len() {
-            self.torn = true;
-            self.cut_off_torn_write()?;
-            return Err(io::Error::new(io::ErrorKind::StorageFull, "the disk took only a part of an audit record"));
+        if !self.segment.fits(self.frame.len()) {
+            self.segment = new_segment(&self.folder, self.position)?;
         }
-        self.segment_bytes += written as u64;
-        self.usage.wrote(written as u64);
+        self.segment.append(&self.frame);
+        self.usage.wrote(self.frame.len() as u64);
         self.position = position;
         Ok(position.sequence)
-    }
-
-    /// Nothing is written behind a part of a record: the chain could not be read past it.
-    fn cut_off_torn_write(&mut self) -> io::Result<()> {
-        if self.torn {
-            self.segment.set_len(self.segment_bytes)?;
-            self.torn = false;
-        }
-        Ok(())
     }
 }
 
@@ -200,10 +181,8 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-/// Appending, so that after a torn write was cut off the next one begins where it must.
-fn new_segment(folder: &Path, position: Position) -> io::Result<File> {
-    let path = folder.join(format!("{:020}.segment", position.sequence + 1));
-    OpenOptions::new().append(true).create_new(true).mode(0o600).open(path)
+fn new_segment(folder: &Path, position: Position) -> io::Result<Segment> {
+    Segment::create(&folder.join(format!("{:020}.segment", position.sequence + 1)))
 }
 
 fn lock(folder: &Path) -> io::Result<File> {
@@ -219,6 +198,7 @@ fn lock(folder: &Path) -> io::Result<File> {
 mod tests {
     use super::*;
     use crate::record::verify;
+    use crate::segment::{committed, SEGMENT_BYTES};
 
     fn open(root: &Path, bound: u64) -> (Spool, Arc<Usage>) {
         let usage = Arc::new(Usage::open(root, bound).expect("usage"));
@@ -235,6 +215,11 @@ mod tests {
         files
     }
 
+    /// All frames of the only spool below `root`.
+    fn frames(root: &Path) -> Vec<u8> {
+        segments(root).iter().flat_map(|file| committed(&fs::read(file).expect("read")).to_vec()).collect()
+    }
+
     #[test]
     fn segments_follow_each_other_in_one_chain() {
         let root = tempfile::tempdir().expect("a folder");
@@ -245,7 +230,7 @@ mod tests {
         }
         let files = segments(root.path());
         assert_eq!(files.len(), 3);
-        let bytes: Vec<u8> = files.iter().flat_map(|file| fs::read(file).expect("read")).collect();
+        let bytes = frames(root.path());
         let (records, position) = verify(Position::default(), &bytes).expect("a chain");
         assert_eq!((records[0].kind(), position.sequence), (Some(Kind::Genesis), 131));
     }
@@ -292,15 +277,15 @@ mod tests {
     fn writes_past_a_limit() {
         let root = PathBuf::from(std::env::var_os("PELTAST_TEST_SPOOL").expect("a folder"));
         let (mut spool, usage) = open(&root, u64::MAX);
+        let mut write = || spool.append(Kind::Decision, 2, |fields| fields.bytes(Field::Path, &vec![b'x'; 1_000_000]));
         limit_file_size(10_000);
-        let mut write = || spool.append(Kind::Decision, 2, |fields| fields.bytes(Field::Path, &[b'x'; 3000]));
-        let results: Vec<bool> = (0..5).map(|_| write().is_ok()).collect();
-        assert_eq!(results, [true, true, true, false, false]);
-        limit_file_size(1_000_000);
-        assert_eq!(write().expect("written"), 5);
-        let bytes = fs::read(&segments(&root)[0]).expect("read");
-        assert_eq!(verify(Position::default(), &bytes).expect("a chain").1.sequence, 5);
-        assert_eq!(usage.held(), bytes.len() as u64);
+        let results: Vec<bool> = (0..6).map(|_| write().is_ok()).collect();
+        assert_eq!(results, [true, true, true, true, false, false]);
+        assert_eq!(segments(&root).len(), 1, "nothing is left of a segment that could not be made");
+        limit_file_size(2 * SEGMENT_BYTES as u64);
+        assert_eq!(write().expect("written"), 6);
+        assert_eq!(verify(Position::default(), &frames(&root)).expect("a chain").1.sequence, 6);
+        assert_eq!(usage.held(), frames(&root).len() as u64);
     }
 
     fn limit_file_size(bytes: u64) {
@@ -326,20 +311,14 @@ mod tests {
             in_a_process_of_its_own("spool::tests::writes_until_killed", root.path()).spawn().expect("child");
         let deadline = std::time::Instant::now() + std::time::Duration::from_secs(30);
         let usage = Usage::open(root.path(), u64::MAX).expect("usage");
-        while usage.held() < 5 * SEGMENT_BYTES {
+        while usage.held() < 5 * SEGMENT_BYTES as u64 {
             assert!(std::time::Instant::now() < deadline, "the child writes nothing");
             std::thread::yield_now();
         }
         child.kill().expect("killed");
         child.wait().expect("ended");
-        let bytes: Vec<u8> = segments(root.path()).iter().flat_map(|file| fs::read(file).expect("read")).collect();
-        let mut whole = 0;
-        while let Some((_, length)) = crate::record::read_frame(&bytes[whole..]).expect("no damage before the end") {
-            whole += length;
-        }
-        let (_, position) = verify(Position::default(), &bytes[..whole]).expect("a chain");
-        assert!(whole as u64 >= 5 * SEGMENT_BYTES && position.sequence > 1000, "{whole}");
-        assert!(bytes.len() - whole < 4000, "at most one record is cut short");
+        let (_, position) = verify(Position::default(), &frames(root.path())).expect("whole records, in a chain");
+        assert!(position.sequence > 1000, "{position:?}");
         let folder = segments(root.path())[0].parent().expect("the spool").to_owned();
         let lock = File::open(folder.join("lock")).expect("lock");
         // SAFETY: flock on a descriptor that we own.
@@ -348,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_write_is_cut_off_and_the_chain_goes_on() {
+    fn where_no_segment_can_be_made_the_chain_waits_and_goes_on() {
         let root = tempfile::tempdir().expect("a folder");
         let status = in_a_process_of_its_own("spool::tests::writes_past_a_limit", root.path()).status().expect("child");
         assert!(status.success());
@@ -364,8 +343,7 @@ mod tests {
         assert_eq!(write(1 << 20).expect_err("too long").kind(), io::ErrorKind::InvalidInput);
         assert_eq!(usage.held(), held);
         assert_eq!(write((1 << 20) - 26).expect("as long as can be"), 2);
-        let bytes = fs::read(&segments(root.path())[0]).expect("read");
-        assert_eq!(verify(Position::default(), &bytes).expect("a chain").1.sequence, 2);
+        assert_eq!(verify(Position::default(), &frames(root.path())).expect("a chain").1.sequence, 2);
     }
 
     #[test]

@@ -71,6 +71,7 @@ pub(crate) const RESPONSE_HEADERS: u32 = 2;
 pub(crate) const ATTRIBUTE_REQUEST_PROTOCOL: u32 = 10;
 pub(crate) const ATTRIBUTE_SOURCE_ADDRESS: u32 = 24;
 pub(crate) const ATTRIBUTE_DESTINATION_ADDRESS: u32 = 26;
+pub(crate) const ATTRIBUTE_CONNECTION_ID: u32 = 28;
 pub(crate) const ATTRIBUTE_SERVER_NAME: u32 = 30;
 
 pub(crate) const HEADERS_CONTINUE: u32 = 0;
@@ -114,6 +115,11 @@ extern "C" {
         stream: Handle,
         attribute: u32,
         value: *mut Buffer,
+    ) -> bool;
+    pub(crate) fn envoy_dynamic_module_callback_http_filter_get_attribute_int(
+        stream: Handle,
+        attribute: u32,
+        value: *mut u64,
     ) -> bool;
     pub(crate) fn envoy_dynamic_module_callback_http_get_filter_state_bytes(
         stream: Handle,

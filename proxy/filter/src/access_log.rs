@@ -46,7 +46,7 @@ impl Logger {
 
 fn record(worker: &mut Worker, entry: &LogEntry, kind: Kind, fill: impl FnOnce(&mut Fields<'_>)) {
     // What cannot be written is told in Envoy's log; there is nothing left to deny.
-    let _ = worker.record(entry.worker_index(), kind, Now::read(), fill);
+    let _ = worker.record(|| entry.worker_index(), kind, Now::read(), fill);
 }
 
 /// The end of a request with a decision names the decision and says no more of the request; the end of one without

@@ -8,8 +8,6 @@ use peltast_engine::{Attribute, Decision, Effect, Hash, HeaderOperations, Lifeti
 use prost::Message;
 use prost_types::{value::Kind, Struct};
 
-use crate::peer::Peer;
-
 /// The key of our own part in a CheckResponse's dynamic metadata.
 const METADATA_KEY: &str = "peltast.dev";
 
@@ -149,7 +147,7 @@ struct HeaderValue {
 }
 
 /// The CheckRequest for `request`, which is for `destination`.
-pub(crate) fn check_request(request: &Request<'_>, peer: Peer<'_>, destination: &str) -> Vec<u8> {
+pub(crate) fn check_request(request: &Request<'_>, destination: &str) -> Vec<u8> {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let connection = &request.connection;
     let address = |ip: Option<std::net::IpAddr>, port: u16| {
@@ -172,7 +170,7 @@ pub(crate) fn check_request(request: &Request<'_>, peer: Peer<'_>, destination: 
     let attributes = AttributeContext {
         source: Some(Endpoint {
             address: address(connection.source_ip, connection.source_port),
-            principal: peer.principal.to_owned(),
+            principal: connection.source_principal.unwrap_or_default().to_owned(),
         }),
         destination: Some(Endpoint {
             address: address(connection.destination_ip, connection.destination_port),
@@ -336,6 +334,7 @@ mod tests {
         ]);
         let request = Request {
             connection: Connection {
+                source_principal: Some("spiffe://td/web"),
                 source_ip: Some("10.0.0.1".parse().expect("an address")),
                 source_port: 4000,
                 destination_port: 15006,
@@ -351,8 +350,7 @@ mod tests {
                 headers: &headers,
             },
         };
-        let peer = Peer { principal: "spiffe://td/web", serial: "01" };
-        let sent = CheckRequest::decode(&check_request(&request, peer, "spiffe://td/api")[..]).expect("a CheckRequest");
+        let sent = CheckRequest::decode(&check_request(&request, "spiffe://td/api")[..]).expect("a CheckRequest");
         let attributes = sent.attributes.expect("attributes");
         let (source, destination) = (attributes.source.expect("source"), attributes.destination.expect("destination"));
         assert_eq!((&*source.principal, &*destination.principal), ("spiffe://td/web", "spiffe://td/api"));

@@ -70,6 +70,16 @@ impl Stream {
         }
     }
 
+    /// Envoy's number for the connection; no other connection of the process ever has it.
+    pub(crate) fn connection_number(&self) -> Option<u64> {
+        let (attribute, mut number) = (abi::ATTRIBUTE_CONNECTION_ID, 0);
+        // SAFETY: inside a hook of this stream; Envoy fills the number.
+        let found = unsafe {
+            abi::envoy_dynamic_module_callback_http_filter_get_attribute_int(self.handle, attribute, &mut number)
+        };
+        found.then_some(number)
+    }
+
     /// An object of the connection's filter state.
     pub(crate) fn filter_state(&self, key: &str) -> Option<&[u8]> {
         let key = Buffer::of(key.as_bytes());

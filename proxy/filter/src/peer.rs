@@ -1,47 +1,118 @@
-//! Who is at the other end: what the TLS handshake left in the connection's filter state.
+//! Who is at the other end of a connection, and where: read from Envoy once, for all requests on the connection.
 
-use peltast_engine::Reason;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::rc::Rc;
 
+use peltast_engine::{Connection, Reason};
+
+use crate::abi;
 use crate::envoy::Stream;
 
-/// The key under which the listener's `set_filter_state` leaves `URI_SANS|EXPIRY|SERIAL`.
+/// The key under which the listener's `set_filter_state` leaves `URI_SANS|EXPIRY|SERIAL` after the TLS handshake.
 const FILTER_STATE_KEY: &str = "peltast.dev.peer";
 
-/// A peer whose SVID is acceptable.
-#[derive(Clone, Copy)]
-pub(crate) struct Peer<'a> {
-    /// SPIFFE ID.
-    pub(crate) principal: &'a str,
-    /// Serial number of the SVID.
-    pub(crate) serial: &'a str,
+/// Connections of one worker that are remembered at a time. Beyond that all are read anew.
+const MAX_REMEMBERED: usize = 4096;
+
+/// What the peer's certificate says.
+pub(crate) struct Peer {
+    /// Its URI SANs: one SPIFFE ID, if the peer is accepted.
+    pub(crate) principal: Box<str>,
+    /// Its serial number.
+    pub(crate) serial: Box<str>,
+    /// When it expires, in milliseconds since 1970; or why it is no SVID.
+    expires: Result<u64, Reason>,
 }
 
-impl<'a> Peer<'a> {
-    /// Reads the peer of `stream` at `now`, milliseconds since 1970.
+impl Peer {
+    fn parse(state: &str) -> Option<Self> {
+        let mut parts = state.split('|');
+        let (principal, expiry, serial) = (parts.next()?, parts.next()?, parts.next()?);
+        let expires = match expiry.parse::<u64>() {
+            _ if parts.next().is_some() => return None,
+            _ if !principal.starts_with("spiffe://") || principal.contains(',') => Err(Reason::PeerUriSans),
+            Ok(seconds) => Ok(seconds.saturating_mul(1000)),
+            Err(_) => Err(Reason::PeerExpired),
+        };
+        Some(Self { principal: principal.into(), serial: serial.into(), expires })
+    }
+}
+
+/// What does not change while a connection lives.
+pub(crate) struct Downstream {
+    /// The peer; none where there is no certificate.
+    pub(crate) peer: Option<Peer>,
+    /// Where it connects from, as Envoy writes it.
+    pub(crate) source_address: Option<Box<[u8]>>,
+    /// Where it connected to.
+    pub(crate) destination: Option<SocketAddr>,
+    source: Option<SocketAddr>,
+    server_name: Option<Box<str>>,
+}
+
+impl Downstream {
+    fn read(stream: &Stream) -> Self {
+        let text = |bytes| std::str::from_utf8(bytes).ok();
+        let address = |bytes| text(bytes)?.parse().ok();
+        let source = stream.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS);
+        let server_name = stream.attribute(abi::ATTRIBUTE_SERVER_NAME).and_then(text);
+        Self {
+            peer: stream.filter_state(FILTER_STATE_KEY).and_then(text).and_then(Peer::parse),
+            source_address: source.map(Box::from),
+            source: source.and_then(address),
+            destination: stream.attribute(abi::ATTRIBUTE_DESTINATION_ADDRESS).and_then(address),
+            server_name: server_name.filter(|name| !name.is_empty()).map(Box::from),
+        }
+    }
+
+    /// Whether the peer is one to talk to at `now`, milliseconds since 1970.
     ///
     /// # Errors
     /// What Envoy's SPIFFE validator lets pass and the standard does not: not exactly one URI SAN (X.509-SVID section
-    /// 2), or an SVID that expired while its connection lived on. The names are given too, for the record.
-    pub(crate) fn of(stream: &'a Stream, now: u64) -> Result<Self, (Reason, Option<Self>)> {
-        let state = stream.filter_state(FILTER_STATE_KEY).and_then(|state| std::str::from_utf8(state).ok());
-        Self::read(state.ok_or((Reason::PeerUriSans, None))?, now)
+    /// 2), or an SVID that expired while its connection lived on.
+    pub(crate) fn check(&self, now: u64) -> Result<(), Reason> {
+        let peer = self.peer.as_ref().ok_or(Reason::PeerUriSans)?;
+        if now < peer.expires? {
+            Ok(())
+        } else {
+            Err(Reason::PeerExpired)
+        }
     }
 
-    fn read(state: &'a str, now: u64) -> Result<Self, (Reason, Option<Self>)> {
-        let mut parts = state.split('|');
-        let (Some(principal), Some(expiry), Some(serial), None) =
-            (parts.next(), parts.next(), parts.next(), parts.next())
-        else {
-            return Err((Reason::PeerUriSans, None));
-        };
-        let peer = Self { principal, serial };
-        if !principal.starts_with("spiffe://") || principal.contains(',') {
-            return Err((Reason::PeerUriSans, Some(peer)));
+    /// As the engine sees it.
+    pub(crate) fn connection(&self) -> Connection<'_> {
+        Connection {
+            source_principal: self.peer.as_ref().map(|peer| &*peer.principal),
+            source_ip: self.source.map(|address| address.ip().to_canonical()),
+            source_port: self.source.map_or(0, |address| address.port()),
+            destination_ip: self.destination.map(|address| address.ip().to_canonical()),
+            destination_port: self.destination.map_or(0, |address| address.port()),
+            sni: self.server_name.as_deref(),
         }
-        match expiry.parse::<u64>() {
-            Ok(seconds) if now < seconds.saturating_mul(1000) => Ok(peer),
-            _ => Err((Reason::PeerExpired, Some(peer))),
+    }
+}
+
+/// The connections of one worker, by Envoy's number for each, which is never used again.
+///
+/// It holds only because the listener takes addresses from the socket (`use_remote_address`): an address that came
+/// from a header would be one request's own.
+#[derive(Default)]
+pub(crate) struct Connections(HashMap<u64, Rc<Downstream>, ahash::RandomState>);
+
+impl Connections {
+    /// The connection of `stream`.
+    pub(crate) fn of(&mut self, stream: &Stream) -> Rc<Downstream> {
+        let Some(number) = stream.connection_number() else { return Rc::new(Downstream::read(stream)) };
+        if let Some(known) = self.0.get(&number) {
+            return Rc::clone(known);
         }
+        if self.0.len() >= MAX_REMEMBERED {
+            self.0.clear();
+        }
+        let downstream = Rc::new(Downstream::read(stream));
+        self.0.insert(number, Rc::clone(&downstream));
+        downstream
     }
 }
 
@@ -49,10 +120,15 @@ impl<'a> Peer<'a> {
 mod tests {
     use super::*;
 
+    fn downstream(state: &str) -> Downstream {
+        let peer = Peer::parse(state);
+        Downstream { peer, source_address: None, destination: None, source: None, server_name: None }
+    }
+
     #[test]
     fn only_one_living_spiffe_id_is_a_peer() {
         let table = [
-            ("spiffe://a/ns/x/sa/y|10|01", Ok("spiffe://a/ns/x/sa/y")),
+            ("spiffe://a/ns/x/sa/y|10|01", Ok(())),
             ("spiffe://a/ns/x/sa/y|9|01", Err(Reason::PeerExpired)),
             ("spiffe://a/ns/x/sa/y|-|01", Err(Reason::PeerExpired)),
             ("spiffe://a/x,spiffe://a/y|10|01", Err(Reason::PeerUriSans)),
@@ -60,10 +136,19 @@ mod tests {
             ("-|10|01", Err(Reason::PeerUriSans)),
             ("spiffe://a/x|10", Err(Reason::PeerUriSans)),
             ("spiffe://a/x|10|01|02", Err(Reason::PeerUriSans)),
+            ("", Err(Reason::PeerUriSans)),
         ];
         for (state, wanted) in table {
-            let got = Peer::read(state, 9_500).map(|peer| peer.principal).map_err(|(reason, _)| reason);
-            assert_eq!(got, wanted, "{state}");
+            assert_eq!(downstream(state).check(9_500), wanted, "{state}");
         }
+    }
+
+    #[test]
+    fn a_refused_peer_is_named_for_the_record() {
+        let refused = downstream("spiffe://a/x,spiffe://a/y|10|01");
+        assert_eq!(
+            refused.peer.map(|peer| (peer.principal, peer.serial)),
+            Some(("spiffe://a/x,spiffe://a/y".into(), "01".into(),))
+        );
     }
 }

@@ -1,21 +1,20 @@
 //! One inbound request on its way: decided, recorded, and then let through or answered.
 
 use std::borrow::Cow;
-use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use peltast_engine::path;
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::{
-    Answer, Connection, Decision, Effect, Hash, Http, KeySets, Lifetime, Program, Question, Reason, Request, Source,
-    Verdict,
+    Answer, Decision, Effect, Hash, Http, KeySets, Lifetime, Program, Question, Reason, Request, Source, Verdict,
 };
 
 use crate::abi;
 use crate::callout;
 use crate::config::keys;
 use crate::envoy::Stream;
-use crate::peer::Peer;
+use crate::peer::Downstream;
 use crate::worker::{self, Ended, Now, Worker};
 
 /// The cluster by which the check service is reached.
@@ -62,7 +61,7 @@ enum Step {
 struct Outcome<'a> {
     decision: &'a Decision,
     decided_by: &'static str,
-    peer: Option<Peer<'a>>,
+    downstream: &'a Downstream,
     issuer_and_subject: Option<(&'a str, &'a str)>,
     keys: Option<Hash>,
 }
@@ -116,7 +115,8 @@ impl StreamState {
     /// Denies a request whose decision panicked. What the panic left half-done is forgotten.
     pub(crate) fn on_panic(&mut self, stream: &mut Stream) -> Next {
         worker::with(Worker::recover);
-        let answer = self.refuse(stream, Reason::InternalError, None, Now::read());
+        let downstream = downstream(stream);
+        let answer = self.refuse(stream, Reason::InternalError, &downstream, Now::read());
         self.carry_out(stream, &answer)
     }
 
@@ -130,36 +130,29 @@ impl StreamState {
     /// `may_wait` is false for a stream that has waited for another's answer and not found it: it asks for itself.
     fn decide(&mut self, stream: &Stream, may_wait: bool) -> Step {
         let now = Now::read();
+        let downstream = downstream(stream);
         if !worker::with(|worker| worker.has_room()) {
-            return Step::Concluded(self.refuse(stream, Reason::SpoolUnavailable, None, now));
+            return Step::Concluded(self.refuse(stream, Reason::SpoolUnavailable, &downstream, now));
         }
-        let peer = match Peer::of(stream, now.ms()) {
-            Ok(peer) => peer,
-            Err((reason, peer)) => return Step::Concluded(self.refuse(stream, reason, peer, now)),
-        };
+        if let Err(reason) = downstream.check(now.ms()) {
+            return Step::Concluded(self.refuse(stream, reason, &downstream, now));
+        }
         let Some(keys) = keys() else {
-            return Step::Concluded(self.refuse(stream, Reason::NotReady, Some(peer), now));
+            return Step::Concluded(self.refuse(stream, Reason::NotReady, &downstream, now));
         };
-        let request = request(stream, peer);
+        let request = request(stream, &downstream);
         let verdict = worker::with(|worker| {
             #[cfg(feature = "panic-for-tests")]
             crate::panic_for_tests::panic_if_asked(stream);
             worker.decider.decide(&self.program, &keys, &request, now.ms())
         });
         match verdict {
-            Verdict::Decided(answer) => Step::Concluded(self.record(stream, answer, peer, &keys, now)),
-            Verdict::Ask(question) => self.ask(stream, question, &request, peer, may_wait),
+            Verdict::Decided(answer) => Step::Concluded(self.record(stream, answer, &downstream, &keys, now)),
+            Verdict::Ask(question) => self.ask(stream, question, &request, may_wait),
         }
     }
 
-    fn ask(
-        &mut self,
-        stream: &Stream,
-        question: Question,
-        request: &Request<'_>,
-        peer: Peer<'_>,
-        may_wait: bool,
-    ) -> Step {
+    fn ask(&mut self, stream: &Stream, question: Question, request: &Request<'_>, may_wait: bool) -> Step {
         let waits = worker::with(|worker| match &question.key {
             Some(key) if may_wait => match worker.waiting.get_mut(key) {
                 Some(waiting) => {
@@ -178,7 +171,7 @@ impl StreamState {
         if waits {
             return Step::Waiting;
         }
-        let body = callout::check_request(request, peer, self.program.principal());
+        let body = callout::check_request(request, self.program.principal());
         let headers = [
             (":method", "POST"),
             (":path", "/check"),
@@ -212,15 +205,16 @@ impl StreamState {
     fn conclude(&mut self, stream: &Stream, decision: Arc<Decision>, question: Question) -> Answer {
         let now = Now::read();
         let answer = Answer { decision, cached: false, token: question.token };
-        match (Peer::of(stream, now.ms()), keys()) {
-            (Ok(peer), Some(keys)) => self.record(stream, answer, peer, &keys, now),
-            (Err((reason, peer)), _) => self.refuse(stream, reason, peer, now),
-            (_, None) => self.refuse(stream, Reason::NotReady, None, now),
+        let downstream = downstream(stream);
+        match (downstream.check(now.ms()), keys()) {
+            (Ok(()), Some(keys)) => self.record(stream, answer, &downstream, &keys, now),
+            (Err(reason), _) => self.refuse(stream, reason, &downstream, now),
+            (_, None) => self.refuse(stream, Reason::NotReady, &downstream, now),
         }
     }
 
     /// Writes the decision record. A decision that cannot be recorded is a denial.
-    fn record(&mut self, stream: &Stream, answer: Answer, peer: Peer<'_>, keys: &KeySets, now: Now) -> Answer {
+    fn record(&mut self, stream: &Stream, answer: Answer, downstream: &Downstream, keys: &KeySets, now: Now) -> Answer {
         let token = answer.token.as_deref();
         let outcome = Outcome {
             decision: &answer.decision,
@@ -230,7 +224,7 @@ impl StreamState {
                 (false, Source::Check) => "check",
                 (false, Source::FailedOpen) => "failed-open",
             },
-            peer: Some(peer),
+            downstream,
             issuer_and_subject: token.map(|token| (token.issuer.as_str(), token.subject.as_str())),
             keys: Some(keys.hash()),
         };
@@ -243,25 +237,27 @@ impl StreamState {
     }
 
     /// A denial that no policy made. It is recorded if it can be.
-    fn refuse(&mut self, stream: &Stream, reason: Reason, peer: Option<Peer<'_>>, now: Now) -> Answer {
+    fn refuse(&mut self, stream: &Stream, reason: Reason, downstream: &Downstream, now: Now) -> Answer {
         let decision = Decision::without_policy(Effect::Deny, reason, self.program.hash());
-        let outcome = Outcome { decision: &decision, decided_by: "engine", peer, issuer_and_subject: None, keys: None };
+        let outcome =
+            Outcome { decision: &decision, decided_by: "engine", downstream, issuer_and_subject: None, keys: None };
         self.recorded = self.write(stream, &outcome, now);
         Answer { decision: Arc::new(decision), cached: false, token: None }
     }
 
     fn write(&self, stream: &Stream, outcome: &Outcome<'_>, now: Now) -> Option<u64> {
-        let index = stream.worker_index();
+        let index = || stream.worker_index();
         worker::with(|worker| worker.record(index, Kind::Decision, now, |fields| self.fill(fields, stream, outcome)))
     }
 
     fn fill(&self, fields: &mut Fields<'_>, stream: &Stream, outcome: &Outcome<'_>) {
         let decision = outcome.decision;
-        fields.optional(Field::SourcePrincipal, outcome.peer.map(|peer| peer.principal));
-        fields.optional(Field::SourceSerial, outcome.peer.map(|peer| peer.serial));
-        fields.optional(Field::SourceAddress, stream.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
+        let downstream = outcome.downstream;
+        fields.optional(Field::SourcePrincipal, downstream.peer.as_ref().map(|peer| peer.principal.as_bytes()));
+        fields.optional(Field::SourceSerial, downstream.peer.as_ref().map(|peer| peer.serial.as_bytes()));
+        fields.optional(Field::SourceAddress, downstream.source_address.as_ref());
         fields.bytes(Field::DestinationPrincipal, self.program.principal().as_bytes());
-        if let Some(address) = address(stream, abi::ATTRIBUTE_DESTINATION_ADDRESS) {
+        if let Some(address) = downstream.destination {
             fields.number(Field::DestinationPort, u64::from(self.program.application_port(address.port())));
         }
         fields.optional(Field::TokenIssuer, outcome.issuer_and_subject.map(|(issuer, _)| issuer));
@@ -327,19 +323,13 @@ pub(crate) fn deny(stream: Stream, decision: &Decision) {
     stream.respond(decision.status, &headers, body, decision.reason.as_str());
 }
 
-fn request<'a>(stream: &'a Stream, peer: Peer<'a>) -> Request<'a> {
-    let source = address(stream, abi::ATTRIBUTE_SOURCE_ADDRESS);
-    let destination = address(stream, abi::ATTRIBUTE_DESTINATION_ADDRESS);
-    let sni = stream.attribute(abi::ATTRIBUTE_SERVER_NAME).and_then(|name| std::str::from_utf8(name).ok());
+fn downstream(stream: &Stream) -> Rc<Downstream> {
+    worker::with(|worker| worker.connections.of(stream))
+}
+
+fn request<'a>(stream: &'a Stream, downstream: &'a Downstream) -> Request<'a> {
     Request {
-        connection: Connection {
-            source_principal: Some(peer.principal),
-            source_ip: source.map(|address| address.ip().to_canonical()),
-            source_port: source.map_or(0, |address| address.port()),
-            destination_ip: destination.map(|address| address.ip().to_canonical()),
-            destination_port: destination.map_or(0, |address| address.port()),
-            sni: sni.filter(|name| !name.is_empty()),
-        },
+        connection: downstream.connection(),
         http: Http {
             method: stream.header(":method").unwrap_or_default(),
             host: stream.header(":authority").unwrap_or_default(),
@@ -349,8 +339,4 @@ fn request<'a>(stream: &'a Stream, peer: Peer<'a>) -> Request<'a> {
             headers: stream,
         },
     }
-}
-
-fn address(stream: &Stream, attribute: u32) -> Option<SocketAddr> {
-    std::str::from_utf8(stream.attribute(attribute)?).ok()?.parse().ok()
 }

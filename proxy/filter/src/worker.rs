@@ -10,6 +10,7 @@ use peltast_engine::Decider;
 
 use crate::config::spool_root;
 use crate::envoy::{warn, Scheduler};
+use crate::peer::Connections;
 
 thread_local! {
     static WORKER: RefCell<Worker> = RefCell::new(Worker::new());
@@ -51,6 +52,7 @@ pub(crate) struct Ended {
 
 pub(crate) struct Worker {
     pub(crate) decider: Decider,
+    pub(crate) connections: Connections,
     /// Streams that wait for the answer to a question that another stream asked, by the question's key.
     pub(crate) waiting: HashMap<Box<[u8]>, Vec<Scheduler>, ahash::RandomState>,
     pub(crate) ended: Option<Ended>,
@@ -59,12 +61,19 @@ pub(crate) struct Worker {
 
 impl Worker {
     fn new() -> Self {
-        Self { decider: Decider::for_sidecar(), waiting: HashMap::default(), ended: None, spool: None }
+        Self {
+            decider: Decider::for_sidecar(),
+            connections: Connections::default(),
+            waiting: HashMap::default(),
+            ended: None,
+            spool: None,
+        }
     }
 
     /// Forgets what a panic may have left half-done. The spool is kept: its chain only ever advances whole records.
     pub(crate) fn recover(&mut self) {
         self.decider = Decider::for_sidecar();
+        self.connections = Connections::default();
         for scheduler in self.waiting.drain().flat_map(|(_, waiting)| waiting) {
             scheduler.wake();
         }
@@ -78,14 +87,14 @@ impl Worker {
     /// Writes a record and gives its sequence; none where it could not be written, which Envoy's log then tells.
     pub(crate) fn record(
         &mut self,
-        worker_index: u32,
+        worker_index: impl FnOnce() -> u32,
         kind: Kind,
         now: Now,
         fill: impl FnOnce(&mut Fields<'_>),
     ) -> Option<u64> {
         let written = match &mut self.spool {
             Some(spool) => spool.append(kind, now.ns(), fill),
-            none => open(worker_index, now).and_then(|spool| none.insert(spool).append(kind, now.ns(), fill)),
+            none => open(worker_index(), now).and_then(|spool| none.insert(spool).append(kind, now.ns(), fill)),
         };
         written.map_err(|error| warn(&format!("peltast: audit record not written: {error}"))).ok()
     }

@@ -1,0 +1,142 @@
+//! A segment of a spool: a file of frames that is written through memory, because a system call for each record would
+//! cost more than all else that is done for it.
+//!
+//! A segment is `committed (u64, little-endian) | frames`: the first `committed` bytes of the frames are there, whole;
+//! what follows them is not there yet. The count is written last, so that a writer that dies at any moment leaves whole
+//! frames, and a reader never sees a part of one. The pages are the file's own: they survive the process at once.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Bytes of a segment's file while it is written.
+pub(crate) const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
+
+/// Bytes before the frames.
+const HEADER_BYTES: usize = 8;
+
+/// The writing end of a segment.
+pub(crate) struct Segment {
+    file: File,
+    memory: *mut u8,
+    committed: usize,
+}
+
+// SAFETY: the mapping is this value's alone, and lives until drop.
+unsafe impl Send for Segment {}
+// SAFETY: what is shared only reads `committed`; the memory is touched through `&mut self`.
+unsafe impl Sync for Segment {}
+
+impl Segment {
+    /// Makes the file at `path`, with all the room that it will need: a page that could not be written when its turn
+    /// came would be the end of the process.
+    ///
+    /// # Errors
+    /// The file is there already, cannot be made, has no room or cannot be mapped. Then none is left.
+    pub(crate) fn create(path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
+        match reserve(&file).and_then(|()| map(&file)) {
+            Ok(memory) => Ok(Self { file, memory, committed: 0 }),
+            Err(error) => {
+                fs::remove_file(path)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Whether a frame of `length` bytes still has room.
+    pub(crate) fn fits(&self, length: usize) -> bool {
+        length <= SEGMENT_BYTES - HEADER_BYTES - self.committed
+    }
+
+    /// Writes a frame, which must fit.
+    pub(crate) fn append(&mut self, frame: &[u8]) {
+        assert!(self.fits(frame.len()), "a frame goes where it has room");
+        // SAFETY: within the mapping, as was just seen, and nobody else writes there.
+        unsafe {
+            let end = self.memory.add(HEADER_BYTES + self.committed);
+            std::ptr::copy_nonoverlapping(frame.as_ptr(), end, frame.len());
+        }
+        self.committed += frame.len();
+        // SAFETY: the mapping begins on a page, and this count is only touched as an atomic.
+        let committed = unsafe { AtomicU64::from_ptr(self.memory.cast()) };
+        committed.store((self.committed as u64).to_le(), Ordering::Release);
+    }
+}
+
+impl Drop for Segment {
+    fn drop(&mut self) {
+        // SAFETY: mapped in `create` with this length.
+        unsafe { libc::munmap(self.memory.cast(), SEGMENT_BYTES) };
+        // Only room is lost where this fails.
+        let _ = self.file.set_len((HEADER_BYTES + self.committed) as u64);
+    }
+}
+
+fn reserve(file: &File) -> io::Result<()> {
+    // SAFETY: a descriptor that we own.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, SEGMENT_BYTES as libc::off_t) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+fn map(file: &File) -> io::Result<*mut u8> {
+    let (access, sharing) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+    // SAFETY: a new mapping of a file that has as many bytes.
+    let memory = unsafe { libc::mmap(std::ptr::null_mut(), SEGMENT_BYTES, access, sharing, file.as_raw_fd(), 0) };
+    if memory == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(memory.cast())
+}
+
+/// The committed frames of a segment's bytes.
+#[cfg(test)]
+pub(crate) fn committed(segment: &[u8]) -> &[u8] {
+    let (count, frames) = segment.split_first_chunk().expect("a segment has a header");
+    &frames[..u64::from_le_bytes(*count) as usize]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_committed_is_there_at_once_and_nothing_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("segment");
+        let mut segment = Segment::create(&path).expect("a segment");
+        let read = || fs::read(&path).expect("read");
+        assert_eq!(committed(&read()), b"");
+        segment.append(b"one");
+        segment.append(b"two");
+        assert_eq!((committed(&read()), read().len()), (&b"onetwo"[..], SEGMENT_BYTES));
+        drop(segment);
+        assert_eq!((committed(&read()), read().len()), (&b"onetwo"[..], HEADER_BYTES + 6));
+    }
+
+    #[test]
+    fn a_segment_holds_what_fits_to_the_byte() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("segment");
+        let mut segment = Segment::create(&path).expect("a segment");
+        segment.append(&vec![7; SEGMENT_BYTES - HEADER_BYTES - 10]);
+        assert!(segment.fits(10) && !segment.fits(11));
+        segment.append(&[8; 10]);
+        assert!(segment.fits(0) && !segment.fits(1));
+        assert!(committed(&fs::read(&path).expect("read")).ends_with(&[7, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8]));
+    }
+
+    #[test]
+    fn a_file_that_is_there_is_not_written_over() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("segment");
+        fs::write(&path, b"kept").expect("written");
+        assert!(Segment::create(&path).is_err());
+        assert_eq!(fs::read(&path).expect("read"), b"kept");
+    }
+}
