@@ -1,6 +1,7 @@
 """What a decision costs in the inbound sidecar: CPU time of each request, as a ratio to the same Envoy with mTLS only.
 
 Each claim is a median over pairs of runs, one right after the other; the spread is the distance of the quartiles.
+Many short pairs, because a shared machine's speed changes within seconds.
 """
 
 from __future__ import annotations
@@ -193,8 +194,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one object: claim -> ratio, limit, spread")
     parser.add_argument("--check", action="store_true", help="exit 1 where a ratio is over its limit")
-    parser.add_argument("--pairs", type=int, default=7, help="pairs of runs a claim (at least 2)")
-    parser.add_argument("--seconds", type=int, default=3, help="length of a run")
+    parser.add_argument("--pairs", type=int, default=21, help="pairs of runs a claim (at least 2)")
+    parser.add_argument("--seconds", type=int, default=1, help="length of a run")
     options = parser.parse_args()
     require_wrk()
     results = []

@@ -4,6 +4,7 @@ mod builtins;
 mod check;
 mod input;
 mod syntax;
+mod timer;
 
 use std::collections::BTreeSet;
 use std::num::NonZeroU32;
@@ -58,14 +59,12 @@ impl Rego {
         let findings = check::check_modules(engine.get_modules())?;
         check::check_data(&policy.data, &findings.rules)?;
         engine.add_data(policy.data.into()).map_err(|error| RegoError::Data(error.to_string()))?;
-        engine.set_execution_timer_config(ExecutionTimerConfig {
-            limit: Duration::from_millis(u64::from(policy.timeout_ms)),
-            check_interval: STEPS_PER_CLOCK_READ,
-        });
+        let limit = Duration::from_millis(u64::from(policy.timeout_ms));
+        engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval: STEPS_PER_CLOCK_READ });
         engine.set_input(Value::new_object());
         // An entry point that is missing is an error here; one that the empty input leaves undefined is not.
-        if let Err(error) = engine.eval_rule(policy.entrypoint.clone()) {
-            return Err(entrypoint_error(&mut engine, policy.entrypoint, &error));
+        if let Err(error) = timer::evaluate(&mut engine, &policy.entrypoint, limit) {
+            return Err(entrypoint_error(&mut engine, policy.entrypoint, error));
         }
         Ok(Self {
             name: policy.name,
@@ -94,12 +93,13 @@ impl Rego {
     /// For people: why there is no answer.
     pub(crate) fn evaluate(&self, evaluator: &mut Engine, facts: &Facts<'_>) -> Result<Ruling, String> {
         evaluator.set_input(self.plan.build(facts));
-        let result = evaluator.eval_rule(self.entrypoint.clone()).map_err(|error| error.to_string());
+        let limit = Duration::from_millis(u64::from(self.timeout_ms));
+        let result = timer::evaluate(evaluator, &self.entrypoint, limit);
         result.and_then(|result| read_result(&result)).map_err(shortened)
     }
 }
 
-fn entrypoint_error(engine: &mut Engine, entrypoint: String, error: &impl std::fmt::Display) -> RegoError {
+fn entrypoint_error(engine: &mut Engine, entrypoint: String, error: String) -> RegoError {
     let packages = engine.get_packages().unwrap_or_default();
     let declared = packages.iter().any(|package| {
         let name = entrypoint.strip_prefix(&format!("{package}.")).unwrap_or_default();
@@ -109,7 +109,7 @@ fn entrypoint_error(engine: &mut Engine, entrypoint: String, error: &impl std::f
         !name.is_empty() && paths.iter().any(|path| defines(path))
     });
     if declared {
-        RegoError::Syntax(error.to_string())
+        RegoError::Syntax(error)
     } else {
         RegoError::Entrypoint(entrypoint)
     }
