@@ -194,7 +194,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one object: claim -> ratio, limit, spread")
     parser.add_argument("--check", action="store_true", help="exit 1 where a ratio is over its limit")
-    parser.add_argument("--pairs", type=int, default=21, help="pairs of runs a claim (at least 2)")
+    parser.add_argument("--pairs", type=int, default=41, help="pairs of runs a claim (at least 2)")
     parser.add_argument("--seconds", type=int, default=1, help="length of a run")
     options = parser.parse_args()
     require_wrk()

@@ -54,7 +54,10 @@ pub(crate) struct Downstream {
 impl Downstream {
     fn read(stream: &Stream) -> Self {
         let text = |bytes| std::str::from_utf8(bytes).ok();
-        let address = |bytes| text(bytes)?.parse().ok();
+        let address = |bytes| {
+            let address: SocketAddr = text(bytes)?.parse().ok()?;
+            Some(SocketAddr::new(address.ip().to_canonical(), address.port()))
+        };
         let source = stream.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS);
         let server_name = stream.attribute(abi::ATTRIBUTE_SERVER_NAME).and_then(text);
         Self {
@@ -84,9 +87,9 @@ impl Downstream {
     pub(crate) fn connection(&self) -> Connection<'_> {
         Connection {
             source_principal: self.peer.as_ref().map(|peer| &*peer.principal),
-            source_ip: self.source.map(|address| address.ip().to_canonical()),
+            source_ip: self.source.map(|address| address.ip()),
             source_port: self.source.map_or(0, |address| address.port()),
-            destination_ip: self.destination.map(|address| address.ip().to_canonical()),
+            destination_ip: self.destination.map(|address| address.ip()),
             destination_port: self.destination.map_or(0, |address| address.port()),
             sni: self.server_name.as_deref(),
         }
