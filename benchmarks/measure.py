@@ -7,7 +7,7 @@ import re
 import shutil
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,6 +40,15 @@ class Ratios:
     cpu: list[float]
     throughput: list[float]
     cpu_us: list[float]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Ratios]) -> Ratios:
+        """All of `parts` as one."""
+        return cls(
+            [each for part in parts for each in part.cpu],
+            [each for part in parts for each in part.throughput],
+            [each for part in parts for each in part.cpu_us],
+        )
 
     @property
     def ratio(self) -> float:

@@ -21,7 +21,7 @@ from check_service import check_cluster, ext_authz
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
 from google.protobuf.json_format import ParseDict
-from measure import Sample, load, pairs, require_wrk
+from measure import Ratios, Sample, load, pairs, require_wrk
 from propagation import measure_propagation
 from sidecars import CONTROL, Bench, Sidecar, Variant
 from support.issuer import Issuer
@@ -159,18 +159,10 @@ def thousand_policies_of_envoy() -> HttpFilter:
     return http_filter
 
 
-def run_claim(bench: Bench, baseline: Sidecar, claim: Claim, number: int, seconds: int) -> Result:
+def run_claim(bench: Bench, claim: Claim, rounds: int, number: int, seconds: int) -> Result:
     """Measures one claim."""
-    sidecar = bench.sidecar(claim.variant)
-
-    def run(which: Sidecar) -> Sample:
-        which.drop_records()
-        return load(f"{which.url}/open/door", which.pid, seconds, claim.headers)
-
-    for which in (baseline, sidecar):
-        load(f"{which.url}/open/door", which.pid, WARM_UP_SECONDS, claim.headers)
-    ratios = pairs(number, lambda: run(baseline), lambda: run(sidecar))
-    sidecar.drop_records()
+    measured = [run_round(bench, claim, number, seconds) for _ in range(rounds)]
+    ratios = Ratios.joined(measured)
     return Result(
         claim.name,
         ratios.ratio,
@@ -179,6 +171,20 @@ def run_claim(bench: Bench, baseline: Sidecar, claim: Claim, number: int, second
         statistics.median(ratios.cpu_us),
         statistics.median(ratios.throughput),
     )
+
+
+def run_round(bench: Bench, claim: Claim, number: int, seconds: int) -> Ratios:
+    """Measures one claim with sidecars that are started for it: where a process comes to lie in memory changes its
+    speed by some per cent."""
+
+    def run(which: Sidecar) -> Sample:
+        which.drop_records()
+        return load(f"{which.url}/open/door", which.pid, seconds, claim.headers)
+
+    with bench.sidecar(Variant()) as baseline, bench.sidecar(claim.variant) as sidecar:
+        for which in (baseline, sidecar):
+            load(f"{which.url}/open/door", which.pid, WARM_UP_SECONDS, claim.headers)
+        return pairs(number, lambda: run(baseline), lambda: run(sidecar))
 
 
 def show(result: Result) -> None:
@@ -194,7 +200,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one object: claim -> ratio, limit, spread")
     parser.add_argument("--check", action="store_true", help="exit 1 where a ratio is over its limit")
-    parser.add_argument("--pairs", type=int, default=41, help="pairs of runs a claim (at least 2)")
+    parser.add_argument("--pairs", type=int, default=5, help="pairs of runs a round")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds a claim, each with sidecars of its own")
     parser.add_argument("--seconds", type=int, default=1, help="length of a run")
     options = parser.parse_args()
     require_wrk()
@@ -202,10 +209,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="pb-") as folder, Bench(Path(folder)) as bench:
         if not options.json:
             print(HEADING)
-        baseline = bench.sidecar(Variant())
         with bench.check_service(ALLOW):
             for claim in claims():
-                results.append(run_claim(bench, baseline, claim, options.pairs, options.seconds))
+                results.append(run_claim(bench, claim, options.rounds, options.pairs, options.seconds))
                 if not options.json:
                     show(results[-1])
     propagation = measure_propagation()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,8 +25,8 @@ from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import DownstreamTlsConte
 from google.protobuf.json_format import MessageToDict
 from spiffe import SpiffeId, TrustDomain
 
-from peltast.audit.spool import spool_bytes, spool_folders
-from peltast.authz._engine import SpoolUsage
+from peltast.audit.spool import SpoolReader, spool_bytes, spool_folders
+from peltast.authz._engine import SpoolUsage, scan_frames
 from peltast.authz.revision import Revision, compile_revision
 from peltast.cli.readiness import envoy_is_ready, wait_until
 from peltast.identity.ca.authority import Authority, issue, make_intermediate, make_root
@@ -93,19 +95,22 @@ class Sidecar:
     spool: Path
 
     def drop_records(self) -> None:
-        """Does what shipping does to a spool, without the shipping: keeps the segments that are written to."""
+        """Does what shipping does to a spool, without the shipping: takes everything for acknowledged."""
         for folder in spool_folders(self.spool):
-            for segment in sorted(folder.glob("*.segment"))[:-1]:
-                segment.unlink()
+            reader = SpoolReader(folder)
+            while frames := reader.read():
+                found = scan_frames(frames)
+                assert found is not None, "a batch holds whole records"
+                reader.acknowledge(found[1])
         SpoolUsage(self.spool, _SPOOL_BYTES).reset(spool_bytes(self.spool))
 
 
 @dataclass
 class Bench:
-    """A folder with an authority of its own, and the processes that were started. Leaving it ends them."""
+    """A folder with an authority of its own, and an application. Leaving it ends what was started."""
 
     folder: Path
-    processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
 
     def __enter__(self) -> Bench:
         now = datetime.now(UTC)
@@ -113,17 +118,17 @@ class Bench:
         self._modules = self.folder / "modules"
         self._modules.mkdir()
         self._module = install_module(self._modules)
-        self._start("backend", [_backend()], [])
+        self._processes = contextlib.ExitStack()
+        self._processes.enter_context(self._running("backend", [_backend()], []))
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
+        self._processes.close()
 
-    def sidecar(self, variant: Variant) -> Sidecar:
-        """Starts the sidecar of `variant` behind a client's sidecar."""
-        number = len(self.processes)
+    @contextlib.contextmanager
+    def sidecar(self, variant: Variant) -> Iterator[Sidecar]:
+        """The sidecar of `variant` behind a client's sidecar, while the context lasts."""
+        number = next(self._numbers)
         name, egress = f"sidecar-{number}", 15100 + number
         mesh = _MESH.format(client=_CLIENT_ADDRESS, server=f"127.0.31.{number}", egress=egress)
         files = {"mesh.yaml": mesh.encode(), "policies.yaml": (variant.policies or "").encode()}
@@ -134,14 +139,16 @@ class Bench:
             "http",
         )
         clusters = [application, *variant.clusters]
-        pid = self._start(name, [self._inbound(revision, variant)], clusters, svid=SERVER)
         client = revision.snapshot.workloads["bench/client"]
         outbound = outbound_listener(client, client.routes[0], self._module)
         outbound.filter_chains[0].filters[0].typed_config.CopyFrom(
             _repack(outbound.filter_chains[0].filters[0].typed_config, _without_access_log)
         )
-        self._start(f"client-{number}", [outbound], [outbound_cluster(client.routes[0])], svid=CLIENT)
-        return Sidecar(pid, f"http://{_CLIENT_ADDRESS}:{egress}", self.folder / name / "spool")
+        with (
+            self._running(name, [self._inbound(revision, variant)], clusters, svid=SERVER) as pid,
+            self._running(f"client-{number}", [outbound], [outbound_cluster(client.routes[0])], svid=CLIENT),
+        ):
+            yield Sidecar(pid, f"http://{_CLIENT_ADDRESS}:{egress}", self.folder / name / "spool")
 
     def _inbound(self, revision: Revision, variant: Variant) -> Listener:
         workload = revision.snapshot.workloads["bench/server"]
@@ -179,8 +186,11 @@ class Bench:
         key, csr = new_key_and_csr()
         return Svid(key, issue(self._authority, csr, SpiffeId(name), datetime.now(UTC))[:-1])
 
-    def _start(self, name: str, listeners: list[Listener], clusters: list[Cluster], svid: str | None = None) -> int:
-        """Starts an Envoy with one worker, and waits until it takes connections."""
+    @contextlib.contextmanager
+    def _running(
+        self, name: str, listeners: list[Listener], clusters: list[Cluster], svid: str | None = None
+    ) -> Iterator[int]:
+        """An Envoy with one worker that takes connections; gives its process id."""
         folder = self.folder / name
         folder.mkdir()
         if svid is not None:
@@ -201,9 +211,12 @@ class Bench:
             process = subprocess.Popen(
                 dying_with_parent([*command, "--log-level", "warning"]), stdout=log, stderr=log, env=environment
             )
-        self.processes.append(process)
-        asyncio.run(wait_until(lambda: envoy_is_ready(folder / "admin.sock"), log_file.read_text))
-        return process.pid
+        try:
+            asyncio.run(wait_until(lambda: envoy_is_ready(folder / "admin.sock"), log_file.read_text))
+            yield process.pid
+        finally:
+            process.kill()
+            process.wait()
 
 
 def _transports(listeners: list[Listener], clusters: list[Cluster]) -> list[Any]:

@@ -167,6 +167,16 @@ def test_a_segment_goes_when_what_follows_it_is_acknowledged(spool: Spool) -> No
     assert spool.segments == [last]
 
 
+def test_a_segment_that_went_is_written_again_and_read_again(spool: Spool) -> None:
+    reader, read = spool.reader(), b""
+    for _ in range(30):
+        spool.append(detail=BIG)
+        read += read_all(reader)
+        assert len(list(spool.folder.glob("*"))) <= 4, "a lock, two segments and a spare"
+    assert sequences(read) == list(range(1, 32))
+    assert verify_frames(0, first_link(), read)[1] == 31
+
+
 @pytest.mark.parametrize("stands_at", range(12))
 def test_a_new_reader_goes_on_where_the_store_stands(spool: Spool, stands_at: int) -> None:
     for _ in range(10):

@@ -100,7 +100,7 @@ class SpoolReader:
         self.sequence, self._offset, self._sent = sequence, self._offset + length, (0, 0)
         for segment in self._segments():
             if self._segment is not None and segment < self._segment:
-                segment.unlink()
+                segment.replace(self._folder / "spare")  # which the writer takes when it needs a segment
         return length
 
     def remove_if_finished(self) -> int | None:

@@ -4,6 +4,9 @@
 //! A segment is `committed (u64, little-endian) | frames`: the first `committed` bytes of the frames are there, whole;
 //! what follows them is not there yet. The count is written last, so that a writer that dies at any moment leaves whole
 //! frames, and a reader never sees a part of one. The pages are the file's own: they survive the process at once.
+//!
+//! A segment that is done with is written again, as PostgreSQL does with its log: memory that was never touched costs
+//! more than all that is written to it, most of all in a virtual machine.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -47,6 +50,19 @@ impl Segment {
         }
     }
 
+    /// Makes the file at `path` of the one at `spare`, which nobody else uses.
+    ///
+    /// # Errors
+    /// As of [`Self::create`].
+    pub(crate) fn recycle(spare: &Path, path: &Path) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(spare)?;
+        reserve(&file)?;
+        let mut segment = Self { memory: map(&file)?, file, committed: 0 };
+        segment.publish(); // before it has the name by which readers find it
+        fs::rename(spare, path)?;
+        Ok(segment)
+    }
+
     /// Whether a frame of `length` bytes still has room.
     pub(crate) fn fits(&self, length: usize) -> bool {
         length <= SEGMENT_BYTES - HEADER_BYTES - self.committed
@@ -61,6 +77,10 @@ impl Segment {
             std::ptr::copy_nonoverlapping(frame.as_ptr(), end, frame.len());
         }
         self.committed += frame.len();
+        self.publish();
+    }
+
+    fn publish(&mut self) {
         // SAFETY: the mapping begins on a page, and this count is only touched as an atomic.
         let committed = unsafe { AtomicU64::from_ptr(self.memory.cast()) };
         committed.store((self.committed as u64).to_le(), Ordering::Release);
@@ -117,6 +137,19 @@ mod tests {
         assert_eq!((committed(&read()), read().len()), (&b"onetwo"[..], SEGMENT_BYTES));
         drop(segment);
         assert_eq!((committed(&read()), read().len()), (&b"onetwo"[..], HEADER_BYTES + 6));
+    }
+
+    #[test]
+    fn a_spare_segment_is_written_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (spare, path) = (folder.path().join("spare"), folder.path().join("segment"));
+        Segment::create(&spare).expect("a segment").append(b"what was acknowledged");
+        let mut segment = Segment::recycle(&spare, &path).expect("a segment");
+        assert!(!spare.exists());
+        assert_eq!(committed(&fs::read(&path).expect("read")), b"");
+        segment.append(b"new");
+        assert_eq!((committed(&fs::read(&path).expect("read")), segment.fits(SEGMENT_BYTES - 11)), (&b"new"[..], true));
+        assert!(Segment::recycle(&spare, &path).is_err(), "there is none");
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! `ROOT/usage` counts the bytes written and acknowledged of all spools below `ROOT`; the writer holds `ROOT/ID/lock`
 //! for as long as it lives, however it dies; `ROOT/ID/NNNNNNNNNNNNNNNNNNNN.segment` begins with the record NNN (see
-//! [`crate::segment`]). A record survives the death of any process at once, and power loss once it is in Postgres.
+//! [`crate::segment`]); `ROOT/ID/spare` was one, and all of it is acknowledged. A record survives the death of any
+//! process at once, and power loss once it is in Postgres.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -182,7 +183,13 @@ fn make_folder(folder: &Path) -> io::Result<()> {
 }
 
 fn new_segment(folder: &Path, position: Position) -> io::Result<Segment> {
-    Segment::create(&folder.join(format!("{:020}.segment", position.sequence + 1)))
+    let path = folder.join(format!("{:020}.segment", position.sequence + 1));
+    // Taken away first: whoever ships may put another in its place at any moment.
+    let taken = folder.join("taken");
+    match fs::rename(folder.join("spare"), &taken) {
+        Ok(()) => Segment::recycle(&taken, &path),
+        Err(_) => Segment::create(&path),
+    }
 }
 
 fn lock(folder: &Path) -> io::Result<File> {
@@ -233,6 +240,28 @@ mod tests {
         let bytes = frames(root.path());
         let (records, position) = verify(Position::default(), &bytes).expect("a chain");
         assert_eq!((records[0].kind(), position.sequence), (Some(Kind::Genesis), 131));
+    }
+
+    #[test]
+    fn a_segment_that_was_acknowledged_is_used_again() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (mut spool, _) = open(root.path(), u64::MAX);
+        let mut write = || spool.append(Kind::Decision, 2, |fields| fields.bytes(Field::Path, &vec![b'x'; 1_000_000]));
+        (0..4).for_each(|_| assert!(write().is_ok()));
+        write().expect("a second segment");
+        let [first, second] = &segments(root.path())[..] else { panic!("two segments") };
+        let spare = first.with_file_name("spare");
+        fs::rename(first, &spare).expect("renamed");
+        (0..4).for_each(|_| assert!(write().is_ok()));
+        assert!(!spare.exists());
+        let [_, third] = &segments(root.path())[..] else { panic!("two segments") };
+        let bytes = [second, third].map(|file| committed(&fs::read(file).expect("read")).to_vec()).concat();
+        let (mut sequences, mut rest) = (Vec::new(), &bytes[..]);
+        while let Some((record, length)) = crate::record::read_frame(rest).expect("frames") {
+            sequences.push(record.sequence());
+            rest = &rest[length..];
+        }
+        assert_eq!(sequences, [6, 7, 8, 9, 10]);
     }
 
     #[test]
