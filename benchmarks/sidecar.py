@@ -174,8 +174,10 @@ def run_claim(bench: Bench, claim: Claim, rounds: int, number: int, seconds: int
 
 
 def run_round(bench: Bench, claim: Claim, number: int, seconds: int) -> Ratios:
-    """Measures one claim with sidecars that are started for it: where a process comes to lie in memory changes its
-    speed by some per cent."""
+    """Measures one claim with sidecars that are started for it.
+
+    Where a process comes to lie in memory changes its speed by some per cent, for as long as it lives.
+    """
 
     def run(which: Sidecar) -> Sample:
         which.drop_records()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import json
 import os
@@ -138,7 +139,7 @@ class Bench:
             [socket_address(_BACKEND_ADDRESS, _BACKEND_PORT)],
             "http",
         )
-        clusters = [application, *variant.clusters]
+        clusters = [application, *map(copy.deepcopy, variant.clusters)]
         client = revision.snapshot.workloads["bench/client"]
         outbound = outbound_listener(client, client.routes[0], self._module)
         outbound.filter_chains[0].filters[0].typed_config.CopyFrom(
