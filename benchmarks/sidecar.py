@@ -180,7 +180,6 @@ def run_round(bench: Bench, claim: Claim, number: int, seconds: int) -> Ratios:
     """
 
     def run(which: Sidecar) -> Sample:
-        which.drop_records()
         return load(f"{which.url}/open/door", which.pid, seconds, claim.headers)
 
     with bench.sidecar(Variant()) as baseline, bench.sidecar(claim.variant) as sidecar:

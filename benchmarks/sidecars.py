@@ -9,7 +9,9 @@ import itertools
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +28,8 @@ from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import DownstreamTlsConte
 from google.protobuf.json_format import MessageToDict
 from spiffe import SpiffeId, TrustDomain
 
-from peltast.audit.spool import SpoolReader, spool_bytes, spool_folders
+from peltast.audit.shipper import POLL_SECONDS
+from peltast.audit.spool import SpoolReader, spool_folders
 from peltast.authz._engine import SpoolUsage, scan_frames
 from peltast.authz.revision import Revision, compile_revision
 from peltast.cli.readiness import envoy_is_ready, wait_until
@@ -95,15 +98,26 @@ class Sidecar:
     url: str
     spool: Path
 
-    def drop_records(self) -> None:
-        """Does what shipping does to a spool, without the shipping: takes everything for acknowledged."""
-        for folder in spool_folders(self.spool):
-            reader = SpoolReader(folder)
-            while frames := reader.read():
-                found = scan_frames(frames)
-                assert found is not None, "a batch holds whole records"
-                reader.acknowledge(found[1])
-        SpoolUsage(self.spool, _SPOOL_BYTES).reset(spool_bytes(self.spool))
+    @contextlib.contextmanager
+    def shipped(self) -> Iterator[None]:
+        """Takes records for acknowledged as often as an agent ships them, while the context lasts."""
+        done = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            acknowledging = pool.submit(self._acknowledge_until, done)
+            try:
+                yield
+            finally:
+                done.set()
+                acknowledging.result()
+
+    def _acknowledge_until(self, done: threading.Event) -> None:
+        usage = SpoolUsage(self.spool, _SPOOL_BYTES)
+        readers: dict[Path, SpoolReader] = {}
+        while not done.wait(POLL_SECONDS):
+            for folder in spool_folders(self.spool):
+                reader = readers.setdefault(folder, SpoolReader(folder))
+                while found := scan_frames(reader.read()):
+                    usage.acknowledge(reader.acknowledge(found[1]))
 
 
 @dataclass
@@ -149,7 +163,9 @@ class Bench:
             self._running(name, [self._inbound(revision, variant)], clusters, svid=SERVER) as pid,
             self._running(f"client-{number}", [outbound], [outbound_cluster(client.routes[0])], svid=CLIENT),
         ):
-            yield Sidecar(pid, f"http://{_CLIENT_ADDRESS}:{egress}", self.folder / name / "spool")
+            sidecar = Sidecar(pid, f"http://{_CLIENT_ADDRESS}:{egress}", self.folder / name / "spool")
+            with sidecar.shipped():
+                yield sidecar
 
     def _inbound(self, revision: Revision, variant: Variant) -> Listener:
         workload = revision.snapshot.workloads["bench/server"]

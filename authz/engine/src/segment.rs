@@ -5,13 +5,13 @@
 //! what follows them is not there yet. The count is written last, so that a writer that dies at any moment leaves whole
 //! frames, and a reader never sees a part of one. The pages are the file's own: they survive the process at once.
 //!
-//! A segment that is done with is written again, as PostgreSQL does with its log: memory that was never touched costs
-//! more than all that is written to it, most of all in a virtual machine.
+//! A segment that is done with is written again, as PostgreSQL does with its log: a page that is touched for the first
+//! time costs more than all that is written to it, most of all in a virtual machine.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -50,17 +50,19 @@ impl Segment {
         }
     }
 
-    /// Makes the file at `path` of the one at `spare`, which nobody else uses.
+    /// Begins anew under the name `path`, if `spare` is this segment's file: its pages are at hand, and written to
+    /// without asking the kernel.
     ///
     /// # Errors
-    /// As of [`Self::create`].
-    pub(crate) fn recycle(spare: &Path, path: &Path) -> io::Result<Self> {
-        let file = OpenOptions::new().read(true).write(true).open(spare)?;
-        reserve(&file)?;
-        let mut segment = Self { memory: map(&file)?, file, committed: 0 };
-        segment.publish(); // before it has the name by which readers find it
+    /// It is another file, or cannot be renamed.
+    pub(crate) fn recycle(mut self, spare: &Path, path: &Path) -> io::Result<Self> {
+        if fs::metadata(spare)?.ino() != self.file.metadata()?.ino() {
+            return Err(io::Error::other("the file is another's"));
+        }
+        self.committed = 0;
+        self.publish(); // before it has the name by which readers find it
         fs::rename(spare, path)?;
-        Ok(segment)
+        Ok(self)
     }
 
     /// Whether a frame of `length` bytes still has room.
@@ -140,16 +142,27 @@ mod tests {
     }
 
     #[test]
-    fn a_spare_segment_is_written_again() {
+    fn a_segment_is_written_again_under_another_name() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (spare, path) = (folder.path().join("spare"), folder.path().join("segment"));
-        Segment::create(&spare).expect("a segment").append(b"what was acknowledged");
-        let mut segment = Segment::recycle(&spare, &path).expect("a segment");
+        let [spare, path] = ["spare", "segment"].map(|name| folder.path().join(name));
+        let mut segment = Segment::create(&spare).expect("a segment");
+        segment.append(b"what was acknowledged");
+        let mut segment = segment.recycle(&spare, &path).expect("a segment");
         assert!(!spare.exists());
         assert_eq!(committed(&fs::read(&path).expect("read")), b"");
         segment.append(b"new");
-        assert_eq!((committed(&fs::read(&path).expect("read")), segment.fits(SEGMENT_BYTES - 11)), (&b"new"[..], true));
-        assert!(Segment::recycle(&spare, &path).is_err(), "there is none");
+        assert_eq!(committed(&fs::read(&path).expect("read")), b"new");
+        assert!(segment.fits(SEGMENT_BYTES - HEADER_BYTES - 3));
+    }
+
+    #[test]
+    fn only_its_own_file_is_written_again() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let [mine, other, path] = ["mine", "other", "segment"].map(|name| folder.path().join(name));
+        let segment = Segment::create(&mine).expect("a segment");
+        fs::write(&other, b"kept").expect("written");
+        assert!(segment.recycle(&other, &path).is_err());
+        assert_eq!((fs::read(&other).expect("read"), path.exists()), (b"kept".to_vec(), false));
     }
 
     #[test]

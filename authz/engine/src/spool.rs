@@ -113,6 +113,8 @@ impl Drop for Usage {
 pub struct Spool {
     folder: PathBuf,
     segment: Segment,
+    /// The one before, kept to be written again.
+    retired: Option<Segment>,
     position: Position,
     usage: Arc<Usage>,
     frame: Vec<u8>,
@@ -135,7 +137,7 @@ impl Spool {
         let unlocked = root.join(format!(".{}", data_encoding::HEXLOWER.encode(&id)));
         make_folder(&unlocked)?;
         let position = Position::default();
-        let made = lock(&unlocked).and_then(|lock| Ok((new_segment(&unlocked, position)?, lock)));
+        let made = lock(&unlocked).and_then(|lock| Ok((Segment::create(&segment_path(&unlocked, position))?, lock)));
         let (segment, lock) = match made.and_then(|made| fs::rename(&unlocked, &folder).map(|()| made)) {
             Ok(made) => made,
             Err(error) => {
@@ -143,7 +145,7 @@ impl Spool {
                 return Err(error);
             }
         };
-        let mut spool = Self { folder, segment, position, usage, frame: Vec::new(), _lock: lock };
+        let mut spool = Self { folder, segment, retired: None, position, usage, frame: Vec::new(), _lock: lock };
         spool.append(Kind::Genesis, time_ns, |fields| {
             fields.bytes(Field::SpoolId, &id);
             fields.number(Field::Worker, u64::from(worker));
@@ -165,12 +167,25 @@ impl Spool {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an audit record is too long to be read again"));
         }
         if !self.segment.fits(self.frame.len()) {
-            self.segment = new_segment(&self.folder, self.position)?;
+            self.begin_segment()?;
         }
         self.segment.append(&self.frame);
         self.usage.wrote(self.frame.len() as u64);
         self.position = position;
         Ok(position.sequence)
+    }
+
+    fn begin_segment(&mut self) -> io::Result<()> {
+        // Taken away first: whoever ships may put another in its place at any moment.
+        let (spare, taken) = (self.folder.join("spare"), self.folder.join("taken"));
+        let path = segment_path(&self.folder, self.position);
+        let recycled = match self.retired.take() {
+            Some(retired) if fs::rename(spare, &taken).is_ok() => retired.recycle(&taken, &path).ok(),
+            _ => None,
+        };
+        let segment = recycled.map_or_else(|| Segment::create(&path), Ok)?;
+        self.retired = Some(std::mem::replace(&mut self.segment, segment));
+        Ok(())
     }
 }
 
@@ -182,14 +197,8 @@ fn make_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
-fn new_segment(folder: &Path, position: Position) -> io::Result<Segment> {
-    let path = folder.join(format!("{:020}.segment", position.sequence + 1));
-    // Taken away first: whoever ships may put another in its place at any moment.
-    let taken = folder.join("taken");
-    match fs::rename(folder.join("spare"), &taken) {
-        Ok(()) => Segment::recycle(&taken, &path),
-        Err(_) => Segment::create(&path),
-    }
+fn segment_path(folder: &Path, position: Position) -> PathBuf {
+    folder.join(format!("{:020}.segment", position.sequence + 1))
 }
 
 fn lock(folder: &Path) -> io::Result<File> {
