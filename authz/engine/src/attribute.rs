@@ -21,6 +21,8 @@ pub enum Attribute {
     SourcePrincipal,
     /// Namespace in the peer's SPIFFE ID.
     SourceNamespace,
+    /// Namespace and service account in the peer's SPIFFE ID, as `namespace/service-account`.
+    SourceServiceAccount,
     /// Address of the peer.
     SourceIp,
     /// Port of the peer.
@@ -59,6 +61,7 @@ pub enum Attribute {
 const PLAIN: &[(&str, Attribute)] = &[
     ("source.principal", Attribute::SourcePrincipal),
     ("source.namespace", Attribute::SourceNamespace),
+    ("source.serviceAccount", Attribute::SourceServiceAccount),
     ("source.ip", Attribute::SourceIp),
     ("source.port", Attribute::SourcePort),
     ("destination.ip", Attribute::DestinationIp),
@@ -144,6 +147,7 @@ impl Facts<'_> {
         match attribute {
             Attribute::SourcePrincipal => text(principal),
             Attribute::SourceNamespace => text(principal.and_then(namespace)),
+            Attribute::SourceServiceAccount => text(principal.and_then(service_account).as_deref()),
             Attribute::SourceIp => text(connection.source_ip.map(|ip| ip.to_string()).as_deref()),
             Attribute::SourcePort => text(Some(&connection.source_port.to_string())),
             Attribute::DestinationIp => text(connection.destination_ip.map(|ip| ip.to_string()).as_deref()),
@@ -226,6 +230,15 @@ fn namespace(principal: &str) -> Option<&str> {
     }
 }
 
+/// The namespace and service account of `trust-domain/ns/NAMESPACE/sa/SERVICE-ACCOUNT`.
+fn service_account(principal: &str) -> Option<String> {
+    let mut parts = principal.split('/').skip(1);
+    match (parts.next(), parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some("ns"), Some(namespace), Some("sa"), Some(account), None) => Some(format!("{namespace}/{account}")),
+        _ => None,
+    }
+}
+
 fn claim<'t>(token: &'t Token, path: &[Box<str>]) -> Option<&'t Value> {
     let (first, rest) = path.split_first()?;
     rest.iter().try_fold(token.claims.get(&**first)?, |value, name| value.get(&**name))
@@ -279,5 +292,13 @@ mod tests {
     fn a_namespace_is_read_from_istios_form_only() {
         assert_eq!(namespace("cluster.local/ns/shop/sa/web"), Some("shop"));
         assert_eq!(namespace("cluster.local/shop/web"), None);
+    }
+
+    #[test]
+    fn a_service_account_is_read_from_istios_form_only() {
+        assert_eq!(service_account("cluster.local/ns/shop/sa/web").as_deref(), Some("shop/web"));
+        for other in ["cluster.local/ns/shop/sa", "cluster.local/ns/shop/sa/web/x", "cluster.local/x/shop/sa/web"] {
+            assert_eq!(service_account(other), None, "{other}");
+        }
     }
 }

@@ -22,6 +22,7 @@ mod rego;
 pub mod request;
 mod segment;
 pub mod spool;
+mod template;
 #[cfg(test)]
 mod testing;
 pub mod token;

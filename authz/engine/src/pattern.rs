@@ -1,10 +1,12 @@
-//! How a rule's value is matched: exact, prefix, suffix, presence, or a block of addresses.
+//! How a rule's value is matched: exact, prefix, suffix, presence, path template, or a block of addresses.
 
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 use serde::de::Error;
 use serde::{Deserialize, Deserializer};
+
+use crate::template::Template;
 
 /// One value of a rule.
 #[derive(Clone, Debug, Deserialize)]
@@ -15,6 +17,7 @@ pub(crate) enum Pattern {
     Suffix(String),
     /// Any value but the empty one: `*`.
     Present,
+    Template(Template),
     #[serde(deserialize_with = "block")]
     Cidr(IpNet),
 }
@@ -26,6 +29,7 @@ impl Pattern {
             Self::Prefix(text) => value.starts_with(text.as_bytes()),
             Self::Suffix(text) => value.ends_with(text.as_bytes()),
             Self::Present => !value.is_empty(),
+            Self::Template(template) => template.matches(value),
             Self::Cidr(block) => parse_ip(value).is_some_and(|ip| block.contains(&ip)),
         }
     }
@@ -49,7 +53,7 @@ impl Pattern {
                 None => subject.ends_with(&**text),
             },
             Self::Present => true,
-            Self::Cidr(_) => false,
+            Self::Template(_) | Self::Cidr(_) => false,
         }
     }
 }

@@ -7,8 +7,9 @@ described in `authz/engine/src/document.rs`.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from peltast.policies.kinds.authentication import JwtRule, RequestAuthenticationSpec
@@ -19,6 +20,7 @@ from peltast.policies.kinds.authorization import (
     Operation,
     Rule,
     Source,
+    is_template,
 )
 from peltast.policies.kinds.resource import Resource
 from peltast.policies.snapshot import RegoSource, Snapshot, Workload, provider_name
@@ -28,6 +30,7 @@ __all__ = ["compile_keys", "compile_program", "compile_rego"]
 SCHEMA = 1
 
 Json = dict[str, Any]
+Matcher = Callable[[str], Json | str]
 
 
 def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
@@ -131,28 +134,30 @@ def policy(resource: Resource[AuthorizationPolicySpec]) -> Json:
     lowered: Json = {
         "name": resource.full_name,
         "action": spec.action.value,
-        "rules": [rule(each) for each in spec.rules],
+        "rules": [rule(each, resource.namespace) for each in spec.rules],
     }
     if spec.action is Action.CUSTOM and spec.provider is not None:
         lowered["provider"] = provider_name(resource.namespace, spec.provider.name)
     return lowered
 
 
-def rule(given: Rule) -> Json:
-    """One rule: alternatives of sources, alternatives of operations, and conditions."""
+def rule(given: Rule, namespace: str) -> Json:
+    """One rule of a policy in `namespace`: alternatives of sources, alternatives of operations, and conditions."""
     return {
-        "from": [source_conditions(alternative.source) for alternative in given.from_ or []],
+        "from": [source_conditions(alternative.source, namespace) for alternative in given.from_ or []],
         "to": [operation_conditions(alternative.operation) for alternative in given.to or []],
-        "when": [when_condition(each) for each in given.when or []],
+        "when": [when_condition(each, namespace) for each in given.when or []],
     }
 
 
-def source_conditions(source: Source) -> list[Json]:
-    """What `source` asks of a request, all of which must hold."""
+def source_conditions(source: Source, namespace: str) -> list[Json]:
+    """What `source`, of a policy in `namespace`, asks of a request, all of which must hold."""
+    account = partial(service_account, namespace)
     return present(
         condition("source.principal", source.principals, source.not_principals),
         condition("request.auth.principal", source.request_principals, source.not_request_principals),
         condition("source.namespace", source.namespaces, source.not_namespaces),
+        condition("source.serviceAccount", source.service_accounts, source.not_service_accounts, account),
         condition("source.ip", source.ip_blocks, source.not_ip_blocks, address),
     )
 
@@ -164,19 +169,26 @@ def operation_conditions(operation: Operation) -> list[Json]:
         condition("request.host", *lower),
         condition("destination.port", operation.ports, operation.not_ports, exact),
         condition("request.method", operation.methods, operation.not_methods),
-        condition("request.path", operation.paths, operation.not_paths),
+        condition("request.path", operation.paths, operation.not_paths, path),
     )
 
 
-def when_condition(given: Condition) -> Json:
-    """One condition of a ``when``."""
-    matcher = address if given.key.endswith(".ip") else exact if given.key == "destination.port" else text
-    lowered = condition(given.key, given.values, given.not_values, matcher)
+def when_condition(given: Condition, namespace: str) -> Json:
+    """One condition of a ``when`` of a policy in `namespace`."""
+    matchers: dict[str, Matcher] = {
+        "source.ip": address,
+        "destination.ip": address,
+        "destination.port": exact,
+        "source.serviceAccount": partial(service_account, namespace),
+    }
+    lowered = condition(given.key, given.values, given.not_values, matchers.get(given.key, text))
     assert lowered is not None, "the kind demands values"
     return lowered
 
 
-def condition(attribute: str, any_of: Sequence[str], none_of: Sequence[str], matcher: Any = None) -> Json | None:
+def condition(
+    attribute: str, any_of: Sequence[str], none_of: Sequence[str], matcher: Matcher | None = None
+) -> Json | None:
     """A condition on one attribute; none where it asks nothing."""
     if not any_of and not none_of:
         return None
@@ -198,6 +210,16 @@ def text(value: str) -> Json | str:
     if value.endswith("*"):
         return {"prefix": value[:-1]}
     return {"exact": value}
+
+
+def path(value: str) -> Json | str:
+    """A path, perhaps with the operators of a template."""
+    return {"template": value} if is_template(value) else text(value)
+
+
+def service_account(namespace: str, value: str) -> Json:
+    """A service account, of `namespace` where it names none."""
+    return exact(value if "/" in value else f"{namespace}/{value}")
 
 
 def exact(value: str) -> Json:

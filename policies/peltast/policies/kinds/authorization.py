@@ -17,7 +17,7 @@ from peltast.policies.kinds.resource import Model, Spec
 from peltast.policies.kinds.selection import WorkloadSelector
 from peltast.policies.sources.documents import FieldPath
 
-__all__ = ["Action", "AuthorizationPolicySpec", "Condition", "Operation", "Provider", "Rule", "Source"]
+__all__ = ["Action", "AuthorizationPolicySpec", "Condition", "Operation", "Provider", "Rule", "Source", "is_template"]
 
 Finding = tuple[FieldPath, str, str]
 
@@ -32,6 +32,7 @@ CONDITION_KEYS = (
     "source.ip",
     "source.namespace",
     "source.principal",
+    "source.serviceAccount",
     "destination.ip",
     "destination.port",
     "connection.sni",
@@ -40,8 +41,17 @@ _PLAIN_KEYS = frozenset(key for key in CONDITION_KEYS if "[" not in key)
 _ADDRESS_KEYS = frozenset(key for key in CONDITION_KEYS if key.endswith(".ip"))
 _KEY_WITH_ARGUMENT = re.compile(r"request\.headers\[[!#$%&'*+.^_`|~0-9A-Za-z-]+\]|request\.auth\.claims(\[[^\[\]]+\])+")
 
-
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
+_TEMPLATE = re.compile(r"(/(\{\*\}|[^/{}*]*))*(/\{\*\*\}(/[^/{}*]*)*)?")
+_TEMPLATE_EXPECTED = "{*} and {**} are whole segments, {**} is the last of them, and * is nowhere else"
+_SERVICE_ACCOUNT = re.compile(r"(?!.{321})([^/*\s]+/)?[^/*\s]+")
+_MAX_SERVICE_ACCOUNTS = 16
+_NOT_WITH_SERVICE_ACCOUNTS = ("principals", "not_principals", "namespaces", "not_namespaces")
+
+
+def is_template(path: str) -> bool:
+    """Whether a rule's path has operators of a template."""
+    return "{*}" in path or "{**}" in path
 
 
 class Action(StrEnum):
@@ -64,8 +74,6 @@ class Source(Model):
     refused: ClassVar = {
         "remoteIpBlocks": _BEHIND_PROXIES,
         "notRemoteIpBlocks": _BEHIND_PROXIES,
-        "serviceAccounts": "write the principal instead",
-        "notServiceAccounts": "write the principal instead",
     }
 
     principals: list[str] = []
@@ -74,6 +82,8 @@ class Source(Model):
     not_request_principals: list[str] = []
     namespaces: list[str] = []
     not_namespaces: list[str] = []
+    service_accounts: list[str] = []
+    not_service_accounts: list[str] = []
     ip_blocks: list[str] = []
     not_ip_blocks: list[str] = []
 
@@ -162,6 +172,11 @@ def _source_problems(source: Source, at: FieldPath) -> Iterator[Finding]:
     if not source.model_fields_set:
         yield (at, "nothing is given", "a source names at least one of principals, namespaces, ipBlocks, …")
     yield from _empty_values(source, at)
+    accounts = (("serviceAccounts", source.service_accounts), ("notServiceAccounts", source.not_service_accounts))
+    for name, given in accounts:
+        if given and not source.model_fields_set.isdisjoint(_NOT_WITH_SERVICE_ACCOUNTS):
+            yield ((*at, name), "given with principals or namespaces", "a source has the one or the others")
+        yield from _service_account_problems(given, (*at, name))
     for name, blocks in (("ipBlocks", source.ip_blocks), ("notIpBlocks", source.not_ip_blocks)):
         yield from _address_problems(blocks, (*at, name))
 
@@ -174,8 +189,8 @@ def _operation_problems(operation: Operation, at: FieldPath) -> Iterator[Finding
         yield from _port_problems(ports, (*at, name))
     for name, paths in (("paths", operation.paths), ("notPaths", operation.not_paths)):
         for index, path in enumerate(paths):
-            if "{*}" in path or "{**}" in path:
-                yield ((*at, name, index), f"{path!r} is given", "path templates are not there yet")
+            if is_template(path) and not _TEMPLATE.fullmatch(path):
+                yield ((*at, name, index), f"{path!r} is given", _TEMPLATE_EXPECTED)
 
 
 def _condition_problems(condition: Condition, at: FieldPath) -> Iterator[Finding]:
@@ -184,6 +199,9 @@ def _condition_problems(condition: Condition, at: FieldPath) -> Iterator[Finding
     if not condition.values and not condition.not_values:
         yield (at, "no values are given", "a condition needs values or notValues")
     yield from _empty_values(condition, at)
+    if condition.key == "source.serviceAccount":
+        yield from _service_account_problems(condition.values, (*at, "values"))
+        yield from _service_account_problems(condition.not_values, (*at, "notValues"))
     if condition.key in _ADDRESS_KEYS:
         yield from _address_problems(condition.values, (*at, "values"))
         yield from _address_problems(condition.not_values, (*at, "notValues"))
@@ -207,6 +225,14 @@ def _port_problems(ports: list[str], at: FieldPath) -> Iterator[Finding]:
     for index, port in enumerate(ports):
         if not (_NUMBER.fullmatch(port) and 0 < int(port) < 65536):
             yield ((*at, index), f"{port!r} is given", 'a port from "1" to "65535" is expected')
+
+
+def _service_account_problems(accounts: list[str], at: FieldPath) -> Iterator[Finding]:
+    if len(accounts) > _MAX_SERVICE_ACCOUNTS:
+        yield (at, f"{len(accounts)} are given", f"at most {_MAX_SERVICE_ACCOUNTS} are allowed")
+    for index, account in enumerate(accounts):
+        if not _SERVICE_ACCOUNT.fullmatch(account):
+            yield ((*at, index), f"{account!r} is given", "ACCOUNT or NAMESPACE/ACCOUNT is expected, without wildcards")
 
 
 def _address_problems(blocks: list[str], at: FieldPath) -> Iterator[Finding]:
