@@ -60,6 +60,22 @@ async def test_a_broken_file_is_reported_and_the_last_good_configuration_goes_on
         assert await status("/shut") == 403
 
 
+async def test_a_denial_names_the_request_by_which_it_is_on_record(folder: Path, state: Path) -> None:
+    async with RunningMesh(folder, state) as mesh:
+        response = await ask(CLIENT, EGRESS_PORT, "GET", "/shut")
+        assert response.headers["content-type"] == "application/problem+json"
+        problem = response.json()
+        assert (response.status, problem["status"], problem["title"]) == (403, 403, "Forbidden")
+        database = await mesh.connect()
+
+        async def is_on_record() -> bool:
+            query = "SELECT effect FROM requests WHERE request_id = $1"
+            return bool(await database.fetchval(query, problem["request_id"]) == "deny")
+
+        await eventually(is_on_record, f"the record of {problem}")
+        await database.close()
+
+
 async def test_ctrl_c_ends_every_process_within_five_seconds(folder: Path, state: Path) -> None:
     async with RunningMesh(folder, state) as mesh:
         processes = mesh.processes()

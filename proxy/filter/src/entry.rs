@@ -7,8 +7,9 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use crate::abi::{self, Buffer, Handle, Header};
 use crate::access_log::Logger;
 use crate::config::FilterConfig;
+use crate::denial::deny;
 use crate::envoy::{warn, LogEntry, Stream};
-use crate::stream::{deny, Next, StreamState};
+use crate::stream::{Next, StreamState};
 
 /// Our half of a stream.
 enum Filter {

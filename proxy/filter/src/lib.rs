@@ -11,6 +11,7 @@ mod abi;
 mod access_log;
 mod callout;
 mod config;
+mod denial;
 mod entry;
 mod envoy;
 #[cfg(feature = "panic-for-tests")]

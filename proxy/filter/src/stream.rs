@@ -312,17 +312,6 @@ fn forward_decided_path(stream: &mut Stream) {
     stream.set_request_header(":path", &decided);
 }
 
-/// Answers a request for which `decision` is a denial.
-pub(crate) fn deny(stream: Stream, decision: &Decision) {
-    let mut headers: Vec<(&str, &str)> = Vec::new();
-    if decision.status == 401 {
-        headers.push(("www-authenticate", "Bearer error=\"invalid_token\"")); // RFC 6750 section 3
-    }
-    headers.extend(decision.headers.response_add.iter().map(|(name, value)| (name.as_str(), value.as_str())));
-    let body = decision.body.as_deref().unwrap_or("access denied\n");
-    stream.respond(decision.status, &headers, body, decision.reason.as_str());
-}
-
 fn downstream(stream: &Stream) -> Rc<Downstream> {
     worker::with(|worker| worker.connections.of(stream))
 }
