@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 CONNECTIONS = 32
+TURN_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -26,11 +30,6 @@ class Sample:
     def cpu_us(self) -> float:
         """CPU time of the sidecar for one request, in microseconds."""
         return self.cpu_seconds / self.requests * 1e6
-
-    @property
-    def throughput(self) -> float:
-        """Requests a second."""
-        return self.requests / self.seconds
 
 
 @dataclass(frozen=True)
@@ -70,18 +69,56 @@ def require_wrk() -> None:
         raise SystemExit("wrk is needed to make load: apt-get install wrk")
 
 
-def load(url: str, pid: int, seconds: int, headers: Mapping[str, str]) -> Sample:
-    """Asks for `url` with as many requests as are answered, and sees what CPU time the process `pid` spends on them."""
-    options = [argument for name, value in headers.items() for argument in ("-H", f"{name}: {value}")]
-    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", *options, url]
-    before = cpu_seconds(pid)
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    spent = cpu_seconds(pid) - before
-    if "Non-2xx" in result.stdout or "Socket errors" in result.stdout:
-        raise SystemExit(f"{url} is not answered as it should be:\n{result.stdout}")
-    found = re.search(r"(\d+) requests in ([\d.]+)(m?s)", result.stdout)
-    assert found is not None, result.stdout
-    return Sample(int(found[1]), float(found[2]) * (0.001 if found[3] == "ms" else 1), spent)
+@dataclass(frozen=True)
+class Target:
+    """What is asked, and the process whose CPU time is measured."""
+
+    url: str
+    pid: int
+    headers: Mapping[str, str]
+
+
+def load(target: Target, seconds: int) -> Sample:
+    """Asks `target` with as many requests as are answered."""
+    before = cpu_seconds(target.pid)
+    output, _ = _wrk(target, seconds).communicate()
+    return _sample(target, output, cpu_seconds(target.pid) - before)
+
+
+def interleaved(targets: tuple[Target, Target], seconds: int) -> tuple[Sample, Sample]:
+    """Asks two targets in turns of some milliseconds, each for `seconds` in all.
+
+    A shared machine's speed changes from second to second: so neither has a better time of it than the other.
+    """
+    before = [cpu_seconds(target.pid) for target in targets]
+    clients = [_wrk(target, 2 * seconds) for target in targets]
+    turns = itertools.cycle(clients)
+    running = next(turns)
+    clients[1].send_signal(signal.SIGSTOP)
+    while all(client.poll() is None for client in clients):
+        time.sleep(TURN_SECONDS)
+        running.send_signal(signal.SIGSTOP)
+        running = next(turns)
+        running.send_signal(signal.SIGCONT)
+    for client in clients:
+        client.send_signal(signal.SIGCONT)
+    outputs = [client.communicate()[0] for client in clients]
+    spent = [cpu_seconds(target.pid) - start for target, start in zip(targets, before, strict=True)]
+    first, second = map(_sample, targets, outputs, spent)
+    return first, second
+
+
+def _wrk(target: Target, seconds: int) -> subprocess.Popen[str]:
+    options = [argument for name, value in target.headers.items() for argument in ("-H", f"{name}: {value}")]
+    command = ["wrk", "-t1", f"-c{CONNECTIONS}", f"-d{seconds}s", "--timeout", "30s", *options, target.url]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def _sample(target: Target, output: str, cpu: float) -> Sample:
+    found = re.search(r"(\d+) requests in ([\d.]+)(m?s)", output)
+    if found is None or "Non-2xx" in output or "Socket errors" in output:
+        raise SystemExit(f"{target.url} is not answered as it should be:\n{output}")
+    return Sample(int(found[1]), float(found[2]) * (0.001 if found[3] == "ms" else 1), cpu)
 
 
 def cpu_seconds(pid: int) -> float:
@@ -90,14 +127,15 @@ def cpu_seconds(pid: int) -> float:
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
 
-def pairs(number: int, baseline: Callable[[], Sample], variant: Callable[[], Sample]) -> Ratios:
-    """`number` pairs, the two of each right after one another, in turns first."""
+def pairs(number: int, baseline: Target, variant: Target, seconds: int) -> Ratios:
+    """`number` pairs of interleaved runs, in turns first."""
     cpu, throughput, microseconds = [], [], []
     for index in range(number):
-        order = (baseline, variant) if index % 2 == 0 else (variant, baseline)
-        first, second = order[0](), order[1]()
-        base, other = (first, second) if index % 2 == 0 else (second, first)
+        if index % 2 == 0:
+            base, other = interleaved((baseline, variant), seconds)
+        else:
+            other, base = interleaved((variant, baseline), seconds)
         cpu.append(other.cpu_us / base.cpu_us)
-        throughput.append(other.throughput / base.throughput)
+        throughput.append(other.requests / base.requests)
         microseconds.append(other.cpu_us)
     return Ratios(cpu, throughput, microseconds)

@@ -1,7 +1,6 @@
 """What a decision costs in the inbound sidecar: CPU time of each request, as a ratio to the same Envoy with mTLS only.
 
-Each claim is a median over pairs of runs, one right after the other; the spread is the distance of the quartiles.
-Many short pairs, because a shared machine's speed changes within seconds.
+Each claim is a median over pairs of interleaved runs; the spread is the distance of the quartiles.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from check_service import check_cluster, ext_authz
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
 from google.protobuf.json_format import ParseDict
-from measure import Ratios, Sample, load, pairs, require_wrk
+from measure import Ratios, Target, load, pairs, require_wrk
 from propagation import measure_propagation
-from sidecars import CONTROL, Bench, Sidecar, Variant
+from sidecars import CONTROL, Bench, Variant
 from support.issuer import Issuer
 
 POLICIES = 1000
@@ -162,7 +161,7 @@ def thousand_policies_of_envoy() -> HttpFilter:
 
 def run_claim(bench: Bench, claim: Claim, rounds: int, number: int, seconds: int) -> Result:
     """Measures one claim."""
-    measured = [run_round(bench, claim, number, seconds) for _ in range(rounds)]
+    measured = [run_round(bench, claim, index % 2 == 0, number, seconds) for index in range(rounds)]
     ratios = Ratios.joined(measured)
     return Result(
         claim.name,
@@ -174,19 +173,18 @@ def run_claim(bench: Bench, claim: Claim, rounds: int, number: int, seconds: int
     )
 
 
-def run_round(bench: Bench, claim: Claim, number: int, seconds: int) -> Ratios:
+def run_round(bench: Bench, claim: Claim, baseline_first: bool, number: int, seconds: int) -> Ratios:  # noqa: FBT001
     """Measures one claim with sidecars that are started for it.
 
     Where a process comes to lie in memory changes its speed by some per cent, for as long as it lives.
     """
-
-    def run(which: Sidecar) -> Sample:
-        return load(f"{which.url}/open/door", which.pid, seconds, claim.headers)
-
-    with bench.sidecar(Variant()) as baseline, bench.sidecar(claim.variant) as sidecar:
-        for which in (baseline, sidecar):
-            load(f"{which.url}/open/door", which.pid, WARM_UP_SECONDS, claim.headers)
-        return pairs(number, lambda: run(baseline), lambda: run(sidecar))
+    variants = (Variant(), claim.variant) if baseline_first else (claim.variant, Variant())
+    with bench.sidecar(variants[0]) as first, bench.sidecar(variants[1]) as second:
+        targets = [Target(f"{each.url}/open/door", each.pid, claim.headers) for each in (first, second)]
+        for target in targets:
+            load(target, WARM_UP_SECONDS)
+        baseline, variant = targets if baseline_first else reversed(targets)
+        return pairs(number, baseline, variant, seconds)
 
 
 def show(result: Result) -> None:
@@ -202,8 +200,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="one object: claim -> ratio, limit, spread")
     parser.add_argument("--check", action="store_true", help="exit 1 where a ratio is over its limit")
-    parser.add_argument("--pairs", type=int, default=5, help="pairs of runs a round")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds a claim, each with sidecars of its own")
+    parser.add_argument("--pairs", type=int, default=4, help="pairs of runs a round")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds a claim, each with sidecars of its own")
     parser.add_argument("--seconds", type=int, default=1, help="length of a run")
     options = parser.parse_args()
     require_wrk()
