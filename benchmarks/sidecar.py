@@ -26,7 +26,7 @@ from sidecars import CONTROL, Bench, Variant
 from support.issuer import Issuer
 
 POLICIES = 1000
-WARM_UP_SECONDS = 3
+WARM_UP_SECONDS = 5
 """Until both of a spool's segments were written once: from then on a sidecar touches no new memory."""
 
 HEADING = f"{'CPU time a request, to mTLS only':<50} {'ratio':>7} {'spread':>7} {'us':>7} {'throughput':>11}  limit"
@@ -173,7 +173,7 @@ def run_claim(bench: Bench, claim: Claim, rounds: int, number: int, seconds: int
     )
 
 
-def run_round(bench: Bench, claim: Claim, baseline_first: bool, number: int, seconds: int) -> Ratios:  # noqa: FBT001
+def run_round(bench: Bench, claim: Claim, baseline_first: bool, number: int, seconds: int) -> Ratios:
     """Measures one claim with sidecars that are started for it.
 
     Where a process comes to lie in memory changes its speed by some per cent, for as long as it lives.
