@@ -23,6 +23,7 @@ from peltast.proxy.xds.tls import upstream
 
 ADDRESS, PORT = "127.0.30.3", 9191
 CLUSTER = "check"
+START_SECONDS = 10
 
 
 class RunningCheckService:
@@ -33,12 +34,14 @@ class RunningCheckService:
         self._service.take(revision)
         self._credentials = server_credentials(lambda: (svid.key_pem, svid.chain_pem, roots), require_client=True)
         self._serving = threading.Event()
+        self._stop = asyncio.Event()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> RunningCheckService:
         self._thread.start()
-        self._serving.wait(10)
+        if not self._serving.wait(START_SECONDS):
+            raise SystemExit(f"the check service does not serve on {ADDRESS}:{PORT}")
         return self
 
     def __exit__(
@@ -51,7 +54,6 @@ class RunningCheckService:
         self._loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
-        self._stop = asyncio.Event()
         server = grpc.aio.server(options=server_options)
         server.add_generic_rpc_handlers((generic_handler(NAME, authorization_methods(self._service, caller)),))
         server.add_secure_port(f"{ADDRESS}:{PORT}", self._credentials)

@@ -20,7 +20,7 @@ from check_service import check_cluster, ext_authz
 from envoy.extensions.filters.http.rbac.v3.rbac_pb2 import RBAC
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
 from google.protobuf.json_format import ParseDict
-from measure import Ratios, Target, load, pairs, require_wrk
+from measure import Ratios, Target, pairs, require_wrk, warm_up
 from propagation import measure_propagation
 from sidecars import CONTROL, Bench, Variant
 from support.issuer import Issuer
@@ -182,7 +182,7 @@ def run_round(bench: Bench, claim: Claim, baseline_first: bool, number: int, sec
     with bench.sidecar(variants[0]) as first, bench.sidecar(variants[1]) as second:
         targets = [Target(f"{each.url}/open/door", each.pid, claim.headers) for each in (first, second)]
         for target in targets:
-            load(target, WARM_UP_SECONDS)
+            warm_up(target, WARM_UP_SECONDS)
         baseline, variant = targets if baseline_first else reversed(targets)
         return pairs(number, baseline, variant, seconds)
 

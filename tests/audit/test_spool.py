@@ -131,6 +131,15 @@ def test_what_is_not_committed_is_not_read(spool: Spool) -> None:
     assert spool.reader().read() == whole == spool.frames()
 
 
+def test_a_header_that_counts_more_than_there_is_counts_what_there_is(spool: Spool) -> None:
+    whole = spool.frames()
+    spool.die()
+    spool.segments[0].write_bytes(b"\xff" * 8 + whole)
+    assert spool_bytes(spool.root) == len(whole)
+    assert spool.reader().seek(0) == 0
+    assert spool.reader().read() == whole
+
+
 def test_what_was_not_acknowledged_is_read_again(spool: Spool) -> None:
     reader = spool.reader()
     assert sequences(reader.read()) == [1]

@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from peltast.authz._engine import KeySets, Program
+from peltast.authz._engine import KeySets, LoadError, Program
+from peltast.authz.compile import canonical
 from peltast.authz.revision import Revision, compile_revision
+from peltast.policies.kinds.authorization import AuthorizationPolicySpec, is_template
 from peltast.policies.snapshot import load
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "compile"
 INPUTS = sorted(path for path in GOLDEN.glob("*.yaml") if not path.name.endswith(".out.yaml"))
 WORKLOAD = "shop/catalog"
+NOTHING = {"schema": 1, "workload": {"principal": "spiffe://a/b", "ports": {}}, "authentication": [], "rego": []}
 
 
 def compiled(workloads: str, text: str) -> Revision:
@@ -61,3 +66,26 @@ def test_the_same_policies_compile_to_the_same_bytes_wherever_they_are(
 def test_a_policy_for_others_leaves_a_program_as_it_is(workloads: str, policy: Callable[..., str]) -> None:
     other = policy({"rules": [{}]}, namespace="front")
     assert compiled(workloads, other).programs[WORKLOAD] == compiled(workloads, "").programs[WORKLOAD]
+
+
+PIECES = st.lists(st.sampled_from(["/", "a", "{*}", "{**}", "/{*}", "/{**}", "{", "}", "*"]), max_size=4).map("".join)
+
+
+@given(PIECES, st.sampled_from(["/{*}", "/{**}", "{*}"]), PIECES)
+def test_the_engine_loads_the_path_templates_that_the_kind_takes_and_no_others(
+    front: str, operator: str, end: str
+) -> None:
+    path = front + operator + end
+    assert is_template(path)
+    taken = not AuthorizationPolicySpec.model_validate(
+        {"rules": [{"to": [{"operation": {"paths": [path]}}]}]}
+    ).problems()
+    condition = {"attribute": "request.path", "any": [{"template": path}], "none": []}
+    rule = {"from": [], "to": [[condition]], "when": []}
+    program = {**NOTHING, "policies": [{"name": "shop/p", "action": "ALLOW", "rules": [rule]}]}
+    try:
+        Program.load(canonical(program))
+        loaded = True
+    except LoadError:
+        loaded = False
+    assert taken == loaded

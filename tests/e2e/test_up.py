@@ -10,6 +10,9 @@ from pathlib import Path
 from support.http import Connection, ask
 from support.running import ALLOW, CLIENT, EGRESS_PORT, RunningMesh, eventually, is_alive
 
+from peltast.audit.chain import verify_store
+from peltast.audit.spool import spool_folders
+
 DENY = """
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -73,6 +76,31 @@ async def test_a_denial_names_the_request_by_which_it_is_on_record(folder: Path,
             return bool(await database.fetchval(query, problem["request_id"]) == "deny")
 
         await eventually(is_on_record, f"the record of {problem}")
+        await database.close()
+
+
+async def test_records_go_on_through_segments_that_are_written_again(folder: Path, state: Path) -> None:
+    requests = 400
+    async with RunningMesh(folder, state, "--concurrency", "1") as mesh:
+        connection = await Connection.open(CLIENT, EGRESS_PORT)
+        for number in range(requests):
+            assert (await connection.ask("GET", f"/open?{number}-{'x' * 40_000}")).status == 200
+        connection.close()
+        database = await mesh.connect()
+
+        async def all_on_record() -> bool:
+            query = "SELECT count(*) FROM requests WHERE NOT interrupted"
+            return int(await database.fetchval(query)) == requests
+
+        await eventually(all_on_record, f"{requests} requests of 40 KB, 16 MB in all, are on record")
+        [spool] = spool_folders(state / "sidecars/shop/server/spool")
+
+        def one_is_written_and_one_is_spare() -> bool:
+            return [file.suffix or file.name for file in sorted(spool.iterdir())] == [".segment", "lock", "spare"]
+
+        await eventually(one_is_written_and_one_is_spare, f"two files: {list(spool.iterdir())}")
+        verification = await verify_store(database)
+        assert verification.sound, verification.findings
         await database.close()
 
 

@@ -269,10 +269,18 @@ MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
 ROOT = make_root(TrustDomain("mesh.example"), MOMENT)
 
 
+def assert_refused_or_as_before(csr: bytes) -> None:
+    try:
+        leaf = issue(ROOT, csr, SpiffeId(CATALOG), MOMENT)[0]
+    except BadRequest:
+        return
+    assert leaf.public_key() == x509.load_pem_x509_csr(CSR).public_key()
+
+
 @pytest.mark.parametrize("other", [b"+", b"A", b"\0"])
 def test_a_request_with_any_one_character_changed_is_refused_or_as_before(other: bytes) -> None:
     for place in range(len(CSR)):
-        test_any_bytes_are_an_svids_key_or_a_bad_request.hypothesis.inner_test(CSR[:place] + other + CSR[place + 1 :])
+        assert_refused_or_as_before(CSR[:place] + other + CSR[place + 1 :])
 
 
 @given(
@@ -282,8 +290,4 @@ def test_a_request_with_any_one_character_changed_is_refused_or_as_before(other:
     )
 )
 def test_any_bytes_are_an_svids_key_or_a_bad_request(csr: bytes) -> None:
-    try:
-        leaf = issue(ROOT, csr, SpiffeId(CATALOG), MOMENT)[0]
-    except BadRequest:
-        return
-    assert leaf.public_key() == x509.load_pem_x509_csr(CSR).public_key()
+    assert_refused_or_as_before(csr)

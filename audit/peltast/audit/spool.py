@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import shutil
 from pathlib import Path
+from typing import BinaryIO
 
 import structlog
 
@@ -23,8 +25,8 @@ log = structlog.get_logger()
 
 def read_segment(segment: Path, offset: int = 0, limit: int | None = None) -> bytes:
     """The records of `segment` from `offset` on, at most `limit` bytes of them."""
-    rest = max(_committed(segment) - offset, 0)
     with segment.open("rb") as file:
+        rest = max(_committed(file) - offset, 0)
         file.seek(_HEADER_BYTES + offset)
         return file.read(rest if limit is None else min(rest, limit))
 
@@ -38,12 +40,18 @@ def spool_folders(root: Path) -> list[Path]:
 
 def spool_bytes(root: Path) -> int:
     """The bytes of all records below `root`."""
-    return sum(_committed(segment) for folder in spool_folders(root) for segment in folder.glob("*.segment"))
+    return sum(_segment_bytes(segment) for folder in spool_folders(root) for segment in folder.glob("*.segment"))
 
 
-def _committed(segment: Path) -> int:
+def _segment_bytes(segment: Path) -> int:
     with segment.open("rb") as file:
-        return int.from_bytes(file.read(_HEADER_BYTES), "little")
+        return _committed(file)
+
+
+def _committed(file: BinaryIO) -> int:
+    """The bytes of whole records, by the header; never more than there are, whatever came to the disk."""
+    there = os.fstat(file.fileno()).st_size - _HEADER_BYTES
+    return max(0, min(int.from_bytes(file.read(_HEADER_BYTES), "little"), there))
 
 
 class SpoolReader:
@@ -110,7 +118,7 @@ class SpoolReader:
         """
         if not self._writer_is_dead() or self.read():
             return None
-        torn = _committed(self._segment) - self._offset if self._segment else 0
+        torn = _segment_bytes(self._segment) - self._offset if self._segment else 0
         if torn:
             log.warning("record cut short", spool=self._folder.name, after=self.sequence, bytes=torn)
         shutil.rmtree(self._folder)

@@ -26,6 +26,7 @@ mod template;
 #[cfg(test)]
 mod testing;
 pub mod token;
+pub mod usage;
 
 pub use attribute::Attribute;
 pub use decide::{Answer, Decider, Question, Verdict};

@@ -312,13 +312,13 @@ fn first_link(py: Python<'_>) -> Bound<'_, PyBytes> {
 }
 
 #[pyclass(name = "SpoolUsage", frozen)]
-struct PySpoolUsage(Arc<crate::spool::Usage>);
+struct PySpoolUsage(Arc<crate::usage::Usage>);
 
 #[pymethods]
 impl PySpoolUsage {
     #[new]
     fn new(root: PathBuf, bound: u64) -> PyResult<Self> {
-        Ok(Self(Arc::new(crate::spool::Usage::open(&root, bound)?)))
+        Ok(Self(Arc::new(crate::usage::Usage::open(&root, bound)?)))
     }
 
     fn reset(&self, held: u64) {

@@ -10,104 +10,13 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use ring::rand::{SecureRandom, SystemRandom};
 
 use crate::record::{Field, Fields, Kind, Position, MAX_FRAME_BYTES};
 use crate::segment::Segment;
-
-/// Bytes written and acknowledged, in memory shared between the writers and whoever ships.
-pub struct Usage {
-    counters: *mut [AtomicU64; 2],
-    bound: u64,
-}
-
-// SAFETY: the mapping lives until drop, and is only touched through atomics.
-unsafe impl Send for Usage {}
-// SAFETY: as above.
-unsafe impl Sync for Usage {}
-
-impl Usage {
-    /// Opens `root/usage`, making it where it is missing. Spools together may hold `bound` bytes.
-    ///
-    /// # Errors
-    /// The file cannot be made or mapped.
-    pub fn open(root: &Path, bound: u64) -> io::Result<Self> {
-        make_folder(root)?;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(root.join("usage"))?;
-        if file.metadata()?.len() < 16 {
-            file.set_len(16)?;
-        }
-        // SAFETY: a new shared mapping of 16 bytes of a file that has them.
-        let counters = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                16,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if counters == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { counters: counters.cast(), bound })
-    }
-
-    fn counters(&self) -> &[AtomicU64; 2] {
-        // SAFETY: mapped in `open`, page-aligned, unmapped in `drop`.
-        unsafe { &*self.counters }
-    }
-
-    /// Whether another request may be let in, whose records are then written.
-    pub fn has_room(&self) -> bool {
-        self.held() < self.bound
-    }
-
-    /// Whether a record may be written. Above the bound there is a reserve, an eighth of it, for the ends of what was
-    /// let in and for refusals; without an end to it, requests that are denied because the disk is full would fill it.
-    fn has_reserve(&self) -> bool {
-        self.held() < self.bound.saturating_add(self.bound / 8)
-    }
-
-    /// Bytes that are written and not yet acknowledged.
-    pub fn held(&self) -> u64 {
-        let [written, acknowledged] = self.counters();
-        written.load(Ordering::Relaxed).saturating_sub(acknowledged.load(Ordering::Relaxed))
-    }
-
-    /// Begins anew with `bytes` held: for whoever ships, before any writer has started.
-    pub fn reset(&self, bytes: u64) {
-        let [written, acknowledged] = self.counters();
-        acknowledged.store(0, Ordering::Relaxed);
-        written.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Notes that `bytes` were shipped and acknowledged.
-    pub fn acknowledge(&self, bytes: u64) {
-        self.counters()[1].fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    fn wrote(&self, bytes: u64) {
-        self.counters()[0].fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Usage {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `open` with this length.
-        unsafe { libc::munmap(self.counters.cast(), 16) };
-    }
-}
+use crate::usage::Usage;
 
 /// The writing end of one spool.
 pub struct Spool {
@@ -180,7 +89,10 @@ impl Spool {
         let (spare, taken) = (self.folder.join("spare"), self.folder.join("taken"));
         let path = segment_path(&self.folder, self.position);
         let recycled = match self.retired.take() {
-            Some(retired) if fs::rename(spare, &taken).is_ok() => retired.recycle(&taken, &path).ok(),
+            Some(retired) if fs::rename(spare, &taken).is_ok() => match retired.recycle(&taken, &path) {
+                Ok(segment) => Some(segment),
+                Err(_) => fs::remove_file(&taken).map(|()| None)?,
+            },
             _ => None,
         };
         let segment = recycled.map_or_else(|| Segment::create(&path), Ok)?;
@@ -193,7 +105,7 @@ fn full() -> io::Error {
     io::Error::new(io::ErrorKind::StorageFull, "the spools hold all that they may")
 }
 
-fn make_folder(folder: &Path) -> io::Result<()> {
+pub(crate) fn make_folder(folder: &Path) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
@@ -271,6 +183,23 @@ mod tests {
             rest = &rest[length..];
         }
         assert_eq!(sequences, [6, 7, 8, 9, 10]);
+    }
+
+    #[test]
+    fn a_spare_that_is_no_longer_at_hand_is_removed() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (mut spool, _) = open(root.path(), u64::MAX);
+        let mut write = || spool.append(Kind::Decision, 2, |fields| fields.bytes(Field::Path, &vec![b'x'; 1_000_000]));
+        (0..9).for_each(|_| assert!(write().is_ok()));
+        let files = segments(root.path());
+        fs::rename(&files[0], files[0].with_file_name("spare")).expect("renamed");
+        (0..4).for_each(|_| assert!(write().is_ok()));
+        let folder = fs::read_dir(files[0].parent().expect("the spool")).expect("spool");
+        let mut names: Vec<_> = folder.map(|entry| entry.expect("entry").file_name()).collect();
+        names.sort();
+        let [.., last] = &segments(root.path())[..] else { panic!("segments") };
+        let kept = [&files[1], &files[2], last].map(|file| file.file_name().expect("a name").to_owned());
+        assert_eq!(names, [&kept[..], &["lock".into()]].concat());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 
-use peltast_engine::spool::Usage;
+use peltast_engine::usage::Usage;
 use peltast_engine::{KeySets, Program};
 
 /// Folder that the agent ships from. Set by the agent and not by xDS: the control plane does not choose where a node

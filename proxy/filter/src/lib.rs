@@ -12,10 +12,11 @@ mod access_log;
 mod callout;
 mod config;
 mod denial;
+mod downstream;
 mod entry;
 mod envoy;
 #[cfg(feature = "panic-for-tests")]
 mod panic_for_tests;
-mod peer;
+
 mod stream;
 mod worker;

@@ -13,8 +13,8 @@ use peltast_engine::{
 use crate::abi;
 use crate::callout;
 use crate::config::keys;
+use crate::downstream::Downstream;
 use crate::envoy::Stream;
-use crate::peer::Downstream;
 use crate::worker::{self, Ended, Now, Worker};
 
 /// The cluster by which the check service is reached.

@@ -9,8 +9,8 @@ use peltast_engine::spool::Spool;
 use peltast_engine::Decider;
 
 use crate::config::spool_root;
+use crate::downstream::Connections;
 use crate::envoy::{warn, Scheduler};
-use crate::peer::Connections;
 
 thread_local! {
     static WORKER: RefCell<Worker> = RefCell::new(Worker::new());
