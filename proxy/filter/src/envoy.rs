@@ -35,6 +35,7 @@ impl Stream {
     }
 
     /// The first value of a request header.
+    #[inline(never)] // as record::Fields::bytes
     pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers().find(|(key, _)| *key == name.as_bytes()).map(|(_, value)| value)
     }
