@@ -48,7 +48,7 @@ from peltast.proxy.xds.compile import (
     socket_address,
     static_cluster,
 )
-from peltast.proxy.xds.module import KEYS, PROGRAM, filter_config
+from peltast.proxy.xds.module import KEYS, PROGRAM, REVOCATIONS, filter_config
 
 TRUST_DOMAIN = TrustDomain("cluster.local")
 CLIENT = "spiffe://cluster.local/ns/bench/sa/client"
@@ -171,7 +171,11 @@ class Bench:
         workload = revision.snapshot.workloads["bench/server"]
         listener = inbound_listener(workload, workload.ports[0], self._module)
         chain = listener.filter_chains[0]
-        documents = {PROGRAM: revision.programs[workload.full_name], KEYS: revision.keys[workload.full_name]}
+        documents = {
+            PROGRAM: revision.programs[workload.full_name],
+            KEYS: revision.keys[workload.full_name],
+            REVOCATIONS: revision.revocations,
+        }
 
         def with_programs(manager: HttpConnectionManager) -> None:
             for http_filter in manager.http_filters:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import yaml
 
-from peltast.authz._engine import Decider, Decision, KeySets, Program, Request
+from peltast.authz._engine import Decider, Decision, KeySets, Program, Request, Revocations
 from peltast.authz.revision import Revision, compile_revision
+from peltast.authz.revocations import NO_REVOCATIONS
 from peltast.policies.snapshot import load
 
 NOW_MS = 1_800_000_000_000
@@ -38,6 +39,7 @@ class Mesh:
         self.program = Program.load(revision.programs[workload])
         self.keys = KeySets.load(revision.keys[workload])
         self.decider = Decider()
+        self.revocations = Revocations.load(NO_REVOCATIONS)
 
     def decide(self, *, now_ms: int = NOW_MS, **given: Any) -> Decision:
         request: dict[str, Any] = {
@@ -53,7 +55,7 @@ class Mesh:
             "destination_ip": "127.0.0.2",
             "destination_port": 80,
         }
-        return self.decider.decide(self.program, self.keys, Request(**{**request, **given}), now_ms)
+        return self.decider.decide(self.program, self.keys, self.revocations, Request(**{**request, **given}), now_ms)
 
 
 def policy_yaml(spec: Any, kind: str = "AuthorizationPolicy", name: str = "p", namespace: str = "shop") -> str:

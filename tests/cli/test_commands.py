@@ -115,3 +115,19 @@ def test_help_teaches(command: str) -> None:
     result = peltast(*command.split(), "--help")
     assert result.returncode == 0
     assert "Usage:" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--jti", "1"), "Is `peltast up` running"),
+        ((), "either a token's id, or a time"),
+        (("--issued-before", "yesterday"), "a time such as"),
+        (("--issued-before", "2026-01-01T00:00:00"), "with its zone"),
+        (("--issued-before", "2999-01-01T00:00:00Z"), "lies ahead"),
+    ],
+)
+def test_a_revocation_that_cannot_be_made_says_why(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    result = peltast("token", "revoke", "--state", str(tmp_path), "--issuer", "https://issuer.example", *arguments)
+    assert result.returncode == 1
+    assert says in result.stderr

@@ -44,11 +44,11 @@ def commands() -> list[str]:
 
 
 def kind(command: str) -> str:
-    """How a command is to be run: `make`, `up`, `demo`, `curl` (while a mesh is up), or plainly."""
+    """How a command is to be run: `make`, `up`, `demo`, `curl` or `operate` (while a mesh is up), or plainly."""
     program, first = (*command.split(), "", "")[:2]
     name = Path(program).name
     if name == "peltast":
-        return first if first in ("up", "demo") else "plain"
+        return {"up": "up", "demo": "demo", "token": "operate"}.get(first, "plain")
     return name if name in ("make", "curl") else "plain"
 
 
@@ -73,7 +73,7 @@ def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_documents_show_a_command_of_every_kind() -> None:
-    assert {kind(command) for command in commands()} == {"make", "up", "demo", "curl", "plain"}
+    assert {kind(command) for command in commands()} == {"make", "up", "demo", "curl", "operate", "plain"}
 
 
 @pytest.mark.parametrize("command", of_kind("make"))
@@ -125,7 +125,7 @@ async def started(command: str, folder: Path) -> AsyncIterator[Callable[[], str]
 @pytest.mark.parametrize("command", of_kind("up"))
 async def test_a_mesh_comes_up_answers_and_ends(command: str, clone: Path) -> None:
     async with started(command, clone) as output:
-        for question in of_kind("curl"):
+        for question in of_kind("curl", "operate"):
             ended = run(question, clone)
             assert ended.returncode == 0, ended.stderr
         found = re.search(r"psql '([^']+)'", output())

@@ -144,14 +144,14 @@ def test_every_listener_is_alone_on_its_port_normalizes_paths_and_logs(compiled:
     assert logs == {"inbound_8443": {"listener", "inbound"}, "outbound_15001": {"outbound"}}
 
 
-def test_requests_fail_closed_until_program_and_keys_have_come(compiled: Compiled) -> None:
+def test_requests_fail_closed_until_program_keys_and_revocations_have_come(compiled: Compiled) -> None:
     resources = compiled("bookshop/ledger-1")
     inbound = readable(resources[LISTENER]["inbound_9443"])
     [filters] = [each["http_filters"] for each in nodes(inbound) if "http_filters" in each]
-    assert [each["name"] for each in filters] == ["keys", "program", "envoy.filters.http.router"]
-    for each in filters[:2]:
+    assert [each["name"] for each in filters] == ["keys", "revocations", "program", "envoy.filters.http.router"]
+    for each in filters[:3]:
         assert each["config_discovery"].keys() == {"config_source", "type_urls"}, "no default, no warming skipped"
-    assert resources[EXTENSION_CONFIG].keys() == {"keys", "program"}
+    assert resources[EXTENSION_CONFIG].keys() == {"keys", "revocations", "program"}
 
 
 def test_the_program_that_is_sent_is_the_workloads_own(compiled: Compiled, revision: Revision) -> None:

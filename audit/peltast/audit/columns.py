@@ -9,7 +9,7 @@ from peltast.authz._engine import Record
 
 __all__ = ["COLUMNS", "row"]
 
-BYTES_FIELDS = ("spool_id", "program", "keys")
+BYTES_FIELDS = ("spool_id", "program", "keys", "revocations")
 NUMBER_FIELDS = (
     "worker",
     "process_id",

@@ -12,8 +12,8 @@ use crate::pattern::Pattern;
 use crate::program::Program;
 use crate::rego::{Rego, Ruling};
 use crate::request::Request;
-use crate::token::{bearer, Token, TokenCache};
-use crate::{path, Hash, KeySets};
+use crate::token::{bearer, Token, TokenCache, Trust};
+use crate::{path, Hash};
 
 /// Bytes of cached decisions that one worker keeps.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
@@ -89,8 +89,41 @@ impl Decider {
     }
 
     /// Decides `request` by `program` at `now`, milliseconds since 1970.
-    pub fn decide(&mut self, program: &Arc<Program>, keys: &KeySets, request: &Request<'_>, now: u64) -> Verdict {
-        let token = match self.authenticate(program, keys, request, now) {
+    pub fn decide(&mut self, program: &Arc<Program>, trust: &Trust<'_>, request: &Request<'_>, now: u64) -> Verdict {
+        let token = self.authenticate(program, trust, request, now);
+        self.authorize(program, request, token, now)
+    }
+
+    /// Decides once more about a request that was let through with `token` and still runs: by the `program` and
+    /// `trust` of `now`, which may be others.
+    pub fn decide_again(
+        &mut self,
+        program: &Arc<Program>,
+        trust: &Trust<'_>,
+        request: &Request<'_>,
+        token: Option<&Arc<Token>>,
+        now: u64,
+    ) -> Verdict {
+        let token = match token {
+            Some(_) if program.authentication.is_empty() => Ok(None),
+            // Taken as it was verified: its text may be gone from the request by now.
+            Some(token) => {
+                let checked = token.check_again(&program.authentication, trust, (now / 1000) as i64);
+                checked.map(|()| Some(Arc::clone(token)))
+            }
+            None => self.authenticate(program, trust, request, now),
+        };
+        self.authorize(program, request, token, now)
+    }
+
+    fn authorize(
+        &mut self,
+        program: &Arc<Program>,
+        request: &Request<'_>,
+        token: Result<Option<Arc<Token>>, Reason>,
+        now: u64,
+    ) -> Verdict {
+        let token = match token {
             Ok(token) => token,
             Err(reason) => {
                 let decision = Arc::new(Decision::without_policy(Effect::Deny, reason, program.hash));
@@ -130,7 +163,7 @@ impl Decider {
     fn authenticate(
         &mut self,
         program: &Program,
-        keys: &KeySets,
+        trust: &Trust<'_>,
         request: &Request<'_>,
         now: u64,
     ) -> Result<Option<Arc<Token>>, Reason> {
@@ -140,7 +173,9 @@ impl Decider {
         let Some(header) = request.http.headers.get("authorization") else { return Ok(None) };
         let Some(text) = bearer(&header) else { return Ok(None) };
         let rules = (program.hash, &program.authentication[..]);
-        self.tokens.get(text, rules, keys, (now / 1000) as i64).map(Some)
+        let token = self.tokens.get(text, rules, trust.keys, (now / 1000) as i64)?;
+        token.check_revoked(trust)?;
+        Ok(Some(token))
     }
 
     fn evaluate<'p>(&mut self, program: &'p Arc<Program>, facts: &Facts<'_>) -> Outcome<'p> {

@@ -92,6 +92,8 @@ reasons! {
     TokenWithoutExpiry = "token_without_expiry",
     /// The token has expired.
     TokenExpired = "token_expired",
+    /// The token was revoked.
+    TokenRevoked = "token_revoked",
     /// The token is not valid yet.
     TokenNotYetValid = "token_not_yet_valid",
     /// The peer's certificate does not have exactly one URI SAN.
@@ -120,6 +122,7 @@ impl Reason {
             | Self::TokenAudience
             | Self::TokenWithoutExpiry
             | Self::TokenExpired
+            | Self::TokenRevoked
             | Self::TokenNotYetValid => 401,
             Self::NotReady | Self::SpoolUnavailable => 503,
             Self::InternalError => 500,

@@ -35,6 +35,8 @@ pub use program::{LoadError, Program};
 pub use rego::RegoError;
 pub use request::{Connection, HeaderList, Headers, Http, Request};
 pub use token::keys::KeySets;
+pub use token::revocations::Revocations;
+pub use token::{Token, Trust};
 
 /// SHA-256 of the bytes that something was loaded from: a program, key sets.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]

@@ -11,7 +11,9 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::record::{self, Field, Fields, Kind, Position, RecordError, Type};
 use crate::request::{HeaderList, Request};
-use crate::{Answer, Connection, Decider, Effect, Hash, Http, KeySets, Lifetime, Program, Source, Verdict};
+use crate::{
+    Answer, Connection, Decider, Effect, Hash, Http, KeySets, Lifetime, Program, Revocations, Source, Trust, Verdict,
+};
 
 pyo3::create_exception!(_engine, LoadError, PyValueError, "A program that cannot be loaded.");
 
@@ -64,6 +66,22 @@ impl PyKeySets {
     #[staticmethod]
     fn load(document: &[u8]) -> PyResult<Self> {
         KeySets::load(document).map(Self).map_err(refused)
+    }
+
+    #[getter]
+    fn hash(&self) -> String {
+        self.0.hash().hex()
+    }
+}
+
+#[pyclass(name = "Revocations", frozen)]
+struct PyRevocations(Revocations);
+
+#[pymethods]
+impl PyRevocations {
+    #[staticmethod]
+    fn load(document: &[u8]) -> PyResult<Self> {
+        Revocations::load(document).map(Self).map_err(refused)
     }
 
     #[getter]
@@ -212,10 +230,12 @@ impl PyDecider {
         &mut self,
         program: &PyProgram,
         keys: &PyKeySets,
+        revocations: &PyRevocations,
         request: &PyRequest,
         now_ms: u64,
     ) -> PyResult<PyDecision> {
-        match request.with(|request| self.0.decide(&program.0, &keys.0, request, now_ms)) {
+        let trust = Trust { keys: &keys.0, revocations: &revocations.0 };
+        match request.with(|request| self.0.decide(&program.0, &trust, request, now_ms)) {
             Verdict::Decided(answer) => Ok(PyDecision::of(answer)),
             Verdict::Ask(_) => Err(refused("a check service has nobody to ask")),
         }
@@ -389,6 +409,6 @@ mod _engine {
     #[pymodule_export]
     use super::{
         document_hash, first_link, next_link, normalize_path, scan_frames, skip_frames, verify_frames, LoadError,
-        PyDecider, PyDecision, PyKeySets, PyProgram, PyRecord, PyRequest, PySpoolUsage, PySpoolWriter,
+        PyDecider, PyDecision, PyKeySets, PyProgram, PyRecord, PyRequest, PyRevocations, PySpoolUsage, PySpoolWriter,
     };
 }

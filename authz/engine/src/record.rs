@@ -122,6 +122,7 @@ fields! {
     Detail = 36 Text "detail",
     Program = 37 Bytes "program",
     Keys = 38 Bytes "keys",
+    Revocations = 39 Bytes "revocations",
     DecisionSequence = 40 Number "decision_sequence",
     Flags = 41 Number "flags",
     EndDetails = 42 Text "end_details",

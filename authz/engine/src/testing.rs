@@ -1,10 +1,10 @@
 //! What the unit tests build programs and requests with.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{json, Value};
 
-use crate::{Answer, Connection, Decider, HeaderList, Http, KeySets, Program, Request, Verdict};
+use crate::{Answer, Connection, Decider, HeaderList, Http, KeySets, Program, Request, Revocations, Trust, Verdict};
 
 /// A moment, in milliseconds since 1970.
 pub(crate) const NOW: u64 = 1_700_000_000_000;
@@ -127,11 +127,22 @@ impl Sample {
 
     /// What `decider` answers at [`NOW`].
     pub(crate) fn decided_by(&self, decider: &mut Decider, program: &Arc<Program>, keys: &KeySets) -> Answer {
-        match self.with(|request| decider.decide(program, keys, request, NOW)) {
+        match self.with(|request| decider.decide(program, &trusting(keys), request, NOW)) {
             Verdict::Decided(answer) => answer,
             Verdict::Ask(_) => panic!("a question is asked"),
         }
     }
+}
+
+/// Trust in `keys`, where nothing is revoked.
+pub(crate) fn trusting(keys: &KeySets) -> Trust<'_> {
+    static NONE: OnceLock<Revocations> = OnceLock::new();
+    let revocations = NONE.get_or_init(|| revocations(json!([])));
+    Trust { keys, revocations }
+}
+
+pub(crate) fn revocations(list: Value) -> Revocations {
+    Revocations::load(json!({"schema": 1, "revocations": list}).to_string().as_bytes()).expect("revocations")
 }
 
 /// No key sets at all.

@@ -26,6 +26,13 @@ class KeySets:
     def hash(self) -> str: ...
 
 @final
+class Revocations:
+    @staticmethod
+    def load(document: bytes) -> Revocations: ...
+    @property
+    def hash(self) -> str: ...
+
+@final
 class Request:
     def __init__(
         self,
@@ -78,7 +85,9 @@ class Decision:
 @final
 class Decider:
     def __init__(self) -> None: ...
-    def decide(self, program: Program, keys: KeySets, request: Request, now_ms: int) -> Decision: ...
+    def decide(
+        self, program: Program, keys: KeySets, revocations: Revocations, request: Request, now_ms: int
+    ) -> Decision: ...
 
 @final
 class Record:

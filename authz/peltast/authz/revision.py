@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from peltast.authz._engine import KeySets
 from peltast.authz.compile import canonical, compile_keys, compile_program, compile_rego, key_set_name
+from peltast.authz.revocations import NO_REVOCATIONS
 from peltast.policies.kinds.authentication import RequestAuthenticationSpec
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.snapshot import Snapshot
@@ -17,12 +18,16 @@ __all__ = ["Revision", "compile_revision"]
 
 @dataclass(frozen=True)
 class Revision:
-    """A snapshot with the documents that it compiles to, by the full names of workloads and Rego policies."""
+    """A snapshot with the documents that it compiles to, by the full names of workloads and Rego policies.
+
+    Revocations are no part of a snapshot: operators make them, and they outlive every configuration.
+    """
 
     snapshot: Snapshot
     programs: Mapping[str, bytes]
     keys: Mapping[str, bytes]
     rego: Mapping[str, bytes]
+    revocations: bytes = NO_REVOCATIONS
 
 
 def compile_revision(snapshot: Snapshot) -> Revision:

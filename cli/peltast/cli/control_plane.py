@@ -6,6 +6,7 @@ import asyncio
 import random
 import ssl
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from peltast.authz.check.grpc import NAME as AUTHORIZATION
 from peltast.authz.check.grpc import authorization_methods
 from peltast.authz.check.http import serve_http
 from peltast.authz.check.service import CheckService
-from peltast.authz.revision import compile_revision
+from peltast.authz.revision import Revision, compile_revision
+from peltast.authz.revocation_service import NAME as REVOCATIONS
+from peltast.authz.revocation_service import revocation_methods
+from peltast.authz.revocations import NO_REVOCATIONS, Revocation, RevocationList
 from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.settings import LOOPBACK, ControlSettings
 from peltast.identity.acts import Act
@@ -32,6 +36,7 @@ from peltast.identity.ca.authority import issue
 from peltast.identity.ca.service import CertificateService
 from peltast.identity.ca.store import load_or_create
 from peltast.identity.certificates import pem, spiffe_id_of
+from peltast.identity.files import write_private
 from peltast.identity.rpc import (
     caller,
     channel_credentials,
@@ -42,7 +47,7 @@ from peltast.identity.rpc import (
 )
 from peltast.identity.svid import Svid, new_key_and_csr, rotation_time, save_svid
 from peltast.policies.problems import InvalidConfiguration
-from peltast.policies.snapshot import Snapshot, load
+from peltast.policies.snapshot import load
 from peltast.policies.sources.folder import Files, watch_folder
 from peltast.proxy.xds.compile import Surroundings
 from peltast.proxy.xds.discovery import DiscoveryService, ProxyStatus
@@ -68,7 +73,9 @@ class ControlPlane:
         self._shipper = Shipper(spool, SPOOL_BYTES, self._collector_channel)
         self._acts = ActLog(spool, str(self._principal))
         self._tokens = JoinTokens()
-        self._snapshot: Snapshot | None = None
+        self._revision: Revision | None = None
+        self._revoked = NO_REVOCATIONS
+        self._revocations = self._load_revocations()
         self._check = CheckService()
         self._discovery = DiscoveryService(self._surroundings, self._report_status)
         self._certificates = CertificateService(self._authority, self._tokens, self._is_registered, self._acts.report)
@@ -105,17 +112,41 @@ class ControlPlane:
         if isinstance(files, InvalidConfiguration):
             raise files
         snapshot = load(files, self._settings.trust_domain, number)
-        if self._snapshot is not None and snapshot.version == self._snapshot.version:
+        if self._revision is not None and snapshot.version == self._revision.snapshot.version:
             return
         revision = compile_revision(snapshot)
         await admission.check(revision)
-        self._snapshot = snapshot
-        self._check.take(revision)
-        self._discovery.take(revision)
+        self._put_in_force(revision)
         self._note(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
 
+    def _put_in_force(self, revision: Revision) -> None:
+        self._revision = replace(revision, revocations=self._revoked)
+        self._check.take(self._revision)
+        self._discovery.take(self._revision)
+
+    def _load_revocations(self) -> RevocationList:
+        """Those of earlier runs. A file that cannot be read ends the start: a revoked token must not come back."""
+        revocations = RevocationList(self._keep_revocation, self._take_revocations)
+        if self._revocations_file.exists():
+            self._revoked = self._revocations_file.read_bytes()
+            revocations.load(self._revoked)
+        return revocations
+
+    @property
+    def _revocations_file(self) -> Path:
+        return self._settings.state / "control" / "revocations.json"
+
+    def _keep_revocation(self, revocation: Revocation, document: bytes) -> None:
+        self._acts.report(Act("", "token.revoke", str(revocation), allowed=True))
+        write_private(self._revocations_file, document)
+
+    def _take_revocations(self, document: bytes) -> None:
+        self._revoked = document
+        if self._revision is not None:
+            self._put_in_force(self._revision)
+
     def _is_registered(self, spiffe_id: SpiffeId) -> bool:
-        workloads = self._snapshot.workloads.values() if self._snapshot else ()
+        workloads = self._revision.snapshot.workloads.values() if self._revision else ()
         collector = self._settings.control_principal("collector")
         return str(spiffe_id) == collector or any(workload.principal == str(spiffe_id) for workload in workloads)
 
@@ -198,7 +229,9 @@ class ControlPlane:
     async def _serve_operators(self) -> grpc.aio.Server:
         self._settings.operator_socket.unlink(missing_ok=True)
         server = grpc.aio.server(options=server_options)
-        server.add_generic_rpc_handlers((join_token_handler(self._tokens, self._is_registered),))
+        join_tokens = join_token_handler(self._tokens, self._is_registered)
+        revocations = generic_handler(REVOCATIONS, revocation_methods(self._revocations))
+        server.add_generic_rpc_handlers((join_tokens, revocations))
         server.add_insecure_port(f"unix:{self._settings.operator_socket}")
         await server.start()
         self._settings.operator_socket.chmod(0o600)

@@ -92,7 +92,7 @@ class ControlSettings:
     @property
     def operator_socket(self) -> Path:
         """The operators' own socket."""
-        return sockets_folder(self.state) / "operator.sock"
+        return operator_socket(self.state)
 
     def address(self, port: int) -> str:
         """``host:port`` of one of the ports."""
@@ -101,6 +101,11 @@ class ControlSettings:
     def control_principal(self, name: str) -> str:
         """The SPIFFE ID of a part of the control plane."""
         return f"spiffe://{self.trust_domain}/peltast/{name}"
+
+
+def operator_socket(state: Path) -> Path:
+    """The operators' own socket of the mesh with this state."""
+    return sockets_folder(state) / "operator.sock"
 
 
 def sockets_folder(state: Path) -> Path:

@@ -82,6 +82,8 @@ pub(crate) const BODY_CONTINUE: u32 = 0;
 pub(crate) const TRAILERS_CONTINUE: u32 = 0;
 
 pub(crate) const CALLOUT_SUCCESS: u32 = 0;
+/// The stream is reset from this side.
+pub(crate) const LOCAL_RESET: u32 = 0;
 
 extern "C" {
     pub(crate) fn envoy_dynamic_module_callback_log(level: u32, message: Buffer);
@@ -137,6 +139,7 @@ extern "C" {
         body: Buffer,
         timeout_ms: u64,
     ) -> u32;
+    pub(crate) fn envoy_dynamic_module_callback_http_filter_reset_stream(stream: Handle, reason: u32, details: Buffer);
     pub(crate) fn envoy_dynamic_module_callback_http_filter_scheduler_new(stream: Handle) -> Handle;
     pub(crate) fn envoy_dynamic_module_callback_http_filter_scheduler_commit(scheduler: Handle, event: u64);
     pub(crate) fn envoy_dynamic_module_callback_http_filter_scheduler_delete(scheduler: Handle);

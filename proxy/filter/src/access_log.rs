@@ -1,10 +1,11 @@
 //! How things ended: the end of inbound requests, our side of outbound ones, and connections that were refused.
 
 use peltast_engine::record::{Field, Fields, Kind};
+use peltast_engine::Decision;
 
 use crate::abi;
 use crate::envoy::LogEntry;
-use crate::worker::{self, Now, Worker};
+use crate::worker::{self, Ended, Now, Worker};
 
 /// Which of Envoy's access logs this is, by the name that the configuration gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,8 +32,8 @@ impl Logger {
     pub(crate) fn log(self, entry: &LogEntry) {
         worker::with(|worker| match self {
             Self::Inbound => {
-                let decision = worker.ended.take().map(|ended| ended.decision);
-                record(worker, entry, Kind::End, |fields| fill_end(fields, entry, decision));
+                let ended = worker.ended.take();
+                record(worker, entry, Kind::End, |fields| fill_end(fields, entry, ended.as_ref()));
             }
             Self::Outbound => record(worker, entry, Kind::Outbound, |fields| fill_outbound(fields, entry)),
             Self::Listener => {
@@ -49,11 +50,16 @@ fn record(worker: &mut Worker, entry: &LogEntry, kind: Kind, fill: impl FnOnce(&
     let _ = worker.record(|| entry.worker_index(), kind, Now::read(), fill);
 }
 
-/// The end of a request with a decision names the decision and says no more of the request; the end of one without
-/// (malformed, or before any program) says what is known of it.
-fn fill_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Option<u64>) {
-    match decision {
-        Some(sequence) => fields.number(Field::DecisionSequence, sequence),
+/// The end of a request with a decision names the decision and says no more of the request, but why it was ended if a
+/// later decision did that; the end of one without (malformed, or before any program) says what is known of it.
+fn fill_end(fields: &mut Fields<'_>, entry: &LogEntry, ended: Option<&Ended>) {
+    match ended {
+        Some(Ended { decision, by }) => {
+            fields.number(Field::DecisionSequence, *decision);
+            if let Some(by) = by {
+                fill_ended_by(fields, by);
+            }
+        }
         None => {
             fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
             fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
@@ -61,6 +67,17 @@ fn fill_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Option<u64>) {
         }
     }
     fill_result(fields, entry);
+}
+
+fn fill_ended_by(fields: &mut Fields<'_>, decision: &Decision) {
+    fields.bytes(Field::Effect, b"deny");
+    fields.optional(Field::Policy, decision.policy.as_deref());
+    if let Some(rule) = decision.rule {
+        fields.number(Field::Rule, u64::from(rule));
+    }
+    fields.bytes(Field::Reason, decision.reason.as_str().as_bytes());
+    fields.optional(Field::Detail, decision.detail.as_deref());
+    fields.bytes(Field::Program, &decision.program.0);
 }
 
 fn fill_outbound(fields: &mut Fields<'_>, entry: &LogEntry) {

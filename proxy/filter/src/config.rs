@@ -1,10 +1,14 @@
-//! What the control plane and the agent tell the module: programs and key sets by ECDS, the spool by environment.
+//! What the control plane and the agent tell the module: programs, key sets and revocations by ECDS, the spool by
+//! environment.
 
 use std::path::PathBuf;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use peltast_engine::usage::Usage;
-use peltast_engine::{KeySets, Program};
+use peltast_engine::{KeySets, Program, Revocations, Trust};
+
+use crate::live;
 
 /// Folder that the agent ships from. Set by the agent and not by xDS: the control plane does not choose where a node
 /// writes.
@@ -16,34 +20,103 @@ const DEFAULT_SPOOL_BYTES: u64 = 256 * 1024 * 1024;
 /// The configuration of one filter, as Envoy holds it.
 pub(crate) enum FilterConfig {
     /// Decides.
-    Program(Arc<Program>),
-    /// Carries key sets; its streams have nothing to do.
-    Keys,
+    Program(&'static Workload),
+    /// Carries key sets or revocations; its streams have nothing to do.
+    Carrier,
 }
 
 impl FilterConfig {
-    /// Loads a configuration. Key sets are in force at once, for programs that are live already.
+    /// Loads a configuration. What it carries is in force at once, for requests that run already too.
     pub(crate) fn load(name: &[u8], config: &[u8]) -> Result<Self, String> {
-        match name {
+        let loaded = match name {
             b"program" => {
                 let program = Program::load(config).map_err(|error| error.to_string())?;
-                Ok(Self::Program(Arc::new(program)))
+                Self::Program(Workload::take(program))
             }
             b"keys" => {
                 let keys = KeySets::load(config).map_err(|error| error.to_string())?;
-                *KEYS.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(keys));
-                Ok(Self::Keys)
+                arrive(|arrived| arrived.keys = Some(Arc::new(keys)));
+                Self::Carrier
             }
-            _ => Err(format!("a filter is called {:?}; program and keys are known", String::from_utf8_lossy(name))),
-        }
+            b"revocations" => {
+                let revocations = Revocations::load(config).map_err(|error| error.to_string())?;
+                arrive(|arrived| arrived.revocations = Some(Arc::new(revocations)));
+                Self::Carrier
+            }
+            _ => {
+                let name = String::from_utf8_lossy(name);
+                return Err(format!("a filter is called {name:?}; program, keys and revocations are known"));
+            }
+        };
+        GENERATION.fetch_add(1, Ordering::Release);
+        live::look_now();
+        Ok(loaded)
     }
 }
 
-static KEYS: RwLock<Option<Arc<KeySets>>> = RwLock::new(None);
+/// The newest program of one workload. Kept here and not in Envoy's configuration of a filter: what runs by an older
+/// one is decided again by the newest.
+pub(crate) struct Workload(RwLock<Arc<Program>>);
 
-/// The key sets in force; none before the first arrived.
-pub(crate) fn keys() -> Option<Arc<KeySets>> {
-    KEYS.read().unwrap_or_else(PoisonError::into_inner).clone()
+impl Workload {
+    fn take(program: Program) -> &'static Self {
+        static ALL: Mutex<Vec<(String, &'static Workload)>> = Mutex::new(Vec::new());
+        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        let (principal, program) = (program.principal().to_owned(), Arc::new(program));
+        if let Some((_, known)) = all.iter().find(|(name, _)| *name == principal) {
+            *known.0.write().unwrap_or_else(PoisonError::into_inner) = program;
+            return known;
+        }
+        // Never freed: a sidecar is one workload's for as long as it lives.
+        let new: &'static Self = Box::leak(Box::new(Self(RwLock::new(program))));
+        all.push((principal, new));
+        new
+    }
+
+    pub(crate) fn program(&self) -> Arc<Program> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// What tokens are trusted by: the key sets and revocations in force.
+pub(crate) struct Trusted {
+    pub(crate) keys: Arc<KeySets>,
+    pub(crate) revocations: Arc<Revocations>,
+}
+
+impl Trusted {
+    pub(crate) fn as_trust(&self) -> Trust<'_> {
+        Trust { keys: &self.keys, revocations: &self.revocations }
+    }
+}
+
+/// What has arrived of [`Trusted`].
+#[derive(Clone)]
+struct Arrived {
+    keys: Option<Arc<KeySets>>,
+    revocations: Option<Arc<Revocations>>,
+}
+
+static ARRIVED: Mutex<Arrived> = Mutex::new(Arrived { keys: None, revocations: None });
+static TRUSTED: RwLock<Option<Arc<Trusted>>> = RwLock::new(None);
+static GENERATION: AtomicU64 = AtomicU64::new(0);
+
+fn arrive(put: impl FnOnce(&mut Arrived)) {
+    let mut arrived = ARRIVED.lock().unwrap_or_else(PoisonError::into_inner);
+    put(&mut arrived);
+    if let Arrived { keys: Some(keys), revocations: Some(revocations) } = arrived.clone() {
+        *TRUSTED.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(Trusted { keys, revocations }));
+    }
+}
+
+/// What tokens are trusted by; none before the first key sets and revocations arrived.
+pub(crate) fn trusted() -> Option<Arc<Trusted>> {
+    TRUSTED.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// How often something was put in force.
+pub(crate) fn generation() -> u64 {
+    GENERATION.load(Ordering::Acquire)
 }
 
 /// Where records go.

@@ -83,6 +83,11 @@ impl Downstream {
         }
     }
 
+    /// When the peer is no longer one to talk to, in milliseconds since 1970.
+    pub(crate) fn ends_ms(&self) -> u64 {
+        self.peer.as_ref().and_then(|peer| peer.expires.ok()).unwrap_or(0)
+    }
+
     /// As the engine sees it.
     pub(crate) fn connection(&self) -> Connection<'_> {
         Connection {

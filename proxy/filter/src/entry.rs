@@ -6,10 +6,13 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 
 use crate::abi::{self, Buffer, Handle, Header};
 use crate::access_log::Logger;
+use crate::config::generation;
 use crate::config::FilterConfig;
 use crate::denial::deny;
-use crate::envoy::{warn, LogEntry, Stream};
+use crate::envoy::{self, warn, LogEntry, Stream};
+use crate::live::{LiveStream, Validity};
 use crate::stream::{Next, StreamState};
+use crate::worker;
 
 /// Our half of a stream.
 enum Filter {
@@ -22,17 +25,29 @@ fn guarded<R>(hook: impl FnOnce() -> R, rescue: impl FnOnce() -> R) -> R {
     catch_unwind(AssertUnwindSafe(hook)).unwrap_or_else(|_| rescue())
 }
 
+/// Our half's state, if it decides.
+///
+/// # Safety
+/// `filter` must live, and nothing else may borrow it meanwhile.
+unsafe fn state_of<'a>(filter: Handle) -> Option<&'a mut StreamState> {
+    // SAFETY: made by `filter_new`; the caller vouches for the rest.
+    match unsafe { &mut *filter.cast::<Filter>() } {
+        Filter::Deciding(state) => Some(state),
+        Filter::Passive => None,
+    }
+}
+
 /// Runs `hook` with the stream's state, if it decides. The state is borrowed for no longer than this call.
 ///
 /// # Safety
-/// The handles must be those of the hook at hand, and nothing else may borrow the filter.
+/// The handles must be of a stream that lives, on its worker's thread, and nothing else may borrow the filter.
 unsafe fn with_state<R>(
     stream: Handle,
     filter: Handle,
     hook: impl FnOnce(&mut StreamState, &mut Stream) -> R,
 ) -> Option<R> {
-    // SAFETY: made by `filter_new`; the caller vouches that it is not borrowed.
-    let Filter::Deciding(state) = (unsafe { &mut *filter.cast::<Filter>() }) else { return None };
+    // SAFETY: the caller vouches.
+    let state = unsafe { state_of(filter) }?;
     // SAFETY: Envoy's own handle.
     let mut stream = unsafe { Stream::new(stream) };
     Some(hook(state, &mut stream))
@@ -65,10 +80,80 @@ unsafe fn decide(
     let run = || unsafe { with_state(stream, filter, hook) };
     // SAFETY: as above; `run` is over by then.
     let deny = || guarded(|| unsafe { with_state(stream, filter, StreamState::on_panic) }, || Some(Next::Abort));
-    guarded(run, || {
+    let next = guarded(run, || {
         warn("peltast: a hook of the module panicked");
         deny()
-    })
+    });
+    if let Some(Next::Continue) = next {
+        // SAFETY: as above; the state is no longer borrowed.
+        guarded(|| unsafe { begin(LiveStream { stream, filter }) }, || warn("peltast: a stream is not watched"));
+    }
+    next
+}
+
+/// Lists a stream that was let through with its worker.
+///
+/// # Safety
+/// See [`with_state`].
+unsafe fn begin(live: LiveStream) {
+    // SAFETY: the caller vouches; one borrow after the other.
+    unsafe {
+        let validity = with_state(live.stream, live.filter, |state, stream| state.validity(stream));
+        let Some(validity) = validity else { return };
+        let place = worker::with(|worker| worker.live.begin(live, validity));
+        set_place(live.filter, Some(place));
+    }
+}
+
+/// Takes a stream off its worker's list, if it is there.
+///
+/// # Safety
+/// See [`state_of`].
+unsafe fn end(filter: Handle) {
+    // SAFETY: the caller vouches; what is listed lives, and one borrow follows the other.
+    unsafe {
+        let Some(place) = state_of(filter).and_then(|state| state.place.take()) else { return };
+        if let Some(moved) = worker::with(|worker| worker.live.end(place)) {
+            set_place(moved.filter, Some(place));
+        }
+    }
+}
+
+/// # Safety
+/// See [`state_of`].
+unsafe fn set_place(filter: Handle, place: Option<usize>) {
+    // SAFETY: the caller vouches.
+    if let Some(state) = unsafe { state_of(filter) } {
+        state.place = place;
+    }
+}
+
+/// Decides everything again that runs on this worker, and resets what is no longer allowed.
+///
+/// # Safety
+/// Inside a hook of a stream of this worker; nothing may borrow a filter.
+unsafe fn look_again() {
+    let mut validity = Validity { generation: generation(), ends_ms: u64::MAX };
+    let mut ends = Vec::new();
+    for live in worker::with(|worker| worker.live.all()) {
+        // SAFETY: what is listed lives: nothing in deciding ends a stream.
+        match unsafe { decide(live.stream, live.filter, |state, stream| state.decide_again(stream)) } {
+            Some(Next::Reset(reason)) => ends.push((live, reason)),
+            _ => {
+                // SAFETY: as above.
+                let own = unsafe { with_state(live.stream, live.filter, |state, stream| state.validity(stream)) };
+                validity.ends_ms = own.map_or(u64::MAX, |own| own.ends_ms).min(validity.ends_ms);
+            }
+        }
+    }
+    worker::with(|worker| worker.live.decided(validity));
+    for (live, reason) in ends {
+        // The end of one may have been the end of another.
+        if worker::with(|worker| worker.live.has(live)) {
+            // SAFETY: it is listed, so it lives; nothing is borrowed.
+            unsafe { Stream::new(live.stream) }.reset(reason.as_str());
+        }
+    }
 }
 
 /// Does what is next for a stream that was stopped.
@@ -81,6 +166,7 @@ unsafe fn resume(stream: Handle, next: Option<Next>) {
     match next {
         Some(Next::Continue) => stream.continue_decoding(),
         Some(next @ (Next::Deny(_) | Next::Abort)) => answer(stream, &next),
+        Some(Next::Reset(reason)) => stream.reset(reason.as_str()),
         Some(Next::Wait) | None => {}
     }
 }
@@ -125,8 +211,8 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_new(config: *const c_vo
     // SAFETY: made by `config_new`, and alive as long as its filters are made.
     let config = unsafe { &*config.cast::<FilterConfig>() };
     let new = || match config {
-        FilterConfig::Program(program) => Filter::Deciding(StreamState::new(program.clone())),
-        FilterConfig::Keys => Filter::Passive,
+        FilterConfig::Program(workload) => Filter::Deciding(StreamState::new(workload)),
+        FilterConfig::Carrier => Filter::Passive,
     };
     // Null closes the stream.
     guarded(|| Box::into_raw(Box::new(new())).cast(), std::ptr::null_mut)
@@ -134,8 +220,12 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_new(config: *const c_vo
 
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(filter: *mut c_void) {
-    // SAFETY: made by `filter_new`, destroyed once.
-    guarded(|| drop(unsafe { Box::from_raw(filter.cast::<Filter>()) }), || {});
+    // SAFETY: made by `filter_new`, destroyed once, and off the list where no hook told of the stream's end.
+    let destroy = || unsafe {
+        end(filter.cast());
+        drop(Box::from_raw(filter.cast::<Filter>()));
+    };
+    guarded(destroy, || {});
 }
 
 #[no_mangle]
@@ -147,7 +237,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     // SAFETY: Envoy's handles.
     match unsafe { decide(stream, filter, StreamState::on_request_headers) } {
         Some(Next::Continue) | None => abi::HEADERS_CONTINUE,
-        Some(Next::Wait) => abi::HEADERS_STOP_ALL_AND_WATERMARK,
+        Some(Next::Wait | Next::Reset(_)) => abi::HEADERS_STOP_ALL_AND_WATERMARK,
         Some(next @ (Next::Deny(_) | Next::Abort)) => {
             // SAFETY: Envoy's own handle.
             answer(unsafe { Stream::new(stream) }, &next);
@@ -170,11 +260,18 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_response_headers(
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(stream: Handle, filter: Handle) {
     // SAFETY: Envoy's handles.
-    unsafe { observe(stream, filter, |state, _| state.on_complete()) };
+    unsafe {
+        observe(stream, filter, |state, _| state.on_complete());
+        guarded(|| end(filter), || warn("peltast: a stream's end was not seen"));
+    }
 }
 
 #[no_mangle]
-unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(stream: Handle, filter: Handle, _event: u64) {
+unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(stream: Handle, filter: Handle, event: u64) {
+    if event == envoy::LOOK_AGAIN {
+        // SAFETY: a hook of this worker; nothing is borrowed.
+        return guarded(|| unsafe { look_again() }, || warn("peltast: running requests were not decided again"));
+    }
     // SAFETY: Envoy's handles.
     let next = unsafe { decide(stream, filter, StreamState::on_scheduled) };
     // SAFETY: Envoy's handle; the state is no longer borrowed.

@@ -167,9 +167,15 @@ impl Stream {
         }
     }
 
+    /// Ends a stream that was let through. Its last hooks run inside this call, as in [`Self::respond`].
+    pub(crate) fn reset(self, details: &str) {
+        let details = Buffer::of(details.as_bytes());
+        // SAFETY: a stream of the worker that runs this hook; Envoy copies.
+        unsafe { abi::envoy_dynamic_module_callback_http_filter_reset_stream(self.handle, abi::LOCAL_RESET, details) };
+    }
+
     pub(crate) fn scheduler(&self) -> Scheduler {
-        // SAFETY: inside a hook of this stream.
-        Scheduler(unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_new(self.handle) })
+        Scheduler::of(self.handle)
     }
 }
 
@@ -199,13 +205,37 @@ impl Headers for Stream {
     }
 }
 
-/// Wakes a stream from anywhere, also when it is gone.
+/// What a stream's worker is woken for.
+pub(crate) const ANSWERED: u64 = 0;
+/// See [`ANSWERED`].
+pub(crate) const LOOK_AGAIN: u64 = 1;
+
+/// Wakes the worker of a stream from anywhere, also when the stream is gone: then nothing happens.
 pub(crate) struct Scheduler(Handle);
 
+// SAFETY: Envoy takes events from any thread.
+unsafe impl Send for Scheduler {}
+
 impl Scheduler {
+    /// Of a stream that lives, on the thread of its worker.
+    pub(crate) fn of(stream: Handle) -> Self {
+        // SAFETY: the stream lives; Envoy's object is ours until drop.
+        Self(unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_new(stream) })
+    }
+
+    /// Tells the stream that the answer it waits for has come.
     pub(crate) fn wake(&self) {
+        self.commit(ANSWERED);
+    }
+
+    /// Has the worker look whether what it let through is still allowed.
+    pub(crate) fn look_again(&self) {
+        self.commit(LOOK_AGAIN);
+    }
+
+    fn commit(&self, event: u64) {
         // SAFETY: the scheduler lives until drop; Envoy drops the event where the stream is gone.
-        unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_commit(self.0, 0) };
+        unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_commit(self.0, event) };
     }
 }
 

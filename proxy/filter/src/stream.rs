@@ -7,14 +7,16 @@ use std::sync::Arc;
 use peltast_engine::path;
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::{
-    Answer, Decision, Effect, Hash, Http, KeySets, Lifetime, Program, Question, Reason, Request, Source, Verdict,
+    Answer, Decision, Effect, Headers, Http, Lifetime, Program, Question, Reason, Request, Source, Token, Verdict,
 };
 
 use crate::abi;
 use crate::callout;
-use crate::config::keys;
+use crate::config::{generation, trusted, Trusted, Workload};
 use crate::downstream::Downstream;
 use crate::envoy::Stream;
+use crate::live::Validity;
+use crate::received::{Changed, Received};
 use crate::worker::{self, Ended, Now, Worker};
 
 /// The cluster by which the check service is reached.
@@ -22,12 +24,22 @@ const CHECK_CLUSTER: &str = "peltast-check";
 
 /// What is remembered of one stream.
 pub(crate) struct StreamState {
+    workload: &'static Workload,
     program: Arc<Program>,
+    /// When `program` was the newest; see [`generation`].
+    generation: u64,
     /// Sequence of the decision record, once it is written.
     recorded: Option<u64>,
     response_headers: Vec<(String, String)>,
     /// Boxed: few streams ask.
     question: Option<Box<Asked>>,
+    /// The token that it was let through with.
+    token: Option<Arc<Token>>,
+    changed: Changed,
+    /// Where the worker lists it, once it was let through.
+    pub(crate) place: Option<usize>,
+    /// Why it was ended after it was let through.
+    ended_by: Option<Arc<Decision>>,
 }
 
 struct Asked {
@@ -47,6 +59,8 @@ pub(crate) enum Next {
     Deny(Arc<Decision>),
     /// It is answered here, and not even the denial could be put together.
     Abort,
+    /// It runs, and is ended.
+    Reset(Reason),
 }
 
 /// What becomes of a stream for now.
@@ -62,13 +76,25 @@ struct Outcome<'a> {
     decision: &'a Decision,
     decided_by: &'static str,
     downstream: &'a Downstream,
-    issuer_and_subject: Option<(&'a str, &'a str)>,
-    keys: Option<Hash>,
+    token: Option<&'a Token>,
+    trusted: Option<&'a Trusted>,
 }
 
 impl StreamState {
-    pub(crate) fn new(program: Arc<Program>) -> Self {
-        Self { program, recorded: None, response_headers: Vec::new(), question: None }
+    pub(crate) fn new(workload: &'static Workload) -> Self {
+        let generation = generation(); // before the program: what comes in between is looked at again
+        Self {
+            workload,
+            program: workload.program(),
+            generation,
+            recorded: None,
+            response_headers: Vec::new(),
+            question: None,
+            token: None,
+            changed: Changed::default(),
+            place: None,
+            ended_by: None,
+        }
     }
 
     /// Decides the request whose headers have come.
@@ -89,6 +115,10 @@ impl StreamState {
         let Some(asked) = self.question.take() else { return Next::Wait };
         let decision = answer.and_then(|body| callout::decision(&body, &self.program));
         let decision = Arc::new(decision.unwrap_or_else(|detail| asked.question.unanswered(detail)));
+        if self.place.is_some() {
+            self.remember(&asked, &decision);
+            return self.uphold(decision);
+        }
         let answer = self.finish(stream, asked, decision);
         self.carry_out(stream, &answer)
     }
@@ -96,6 +126,7 @@ impl StreamState {
     /// Another stream's answer has come, or its stream has gone: decides again.
     pub(crate) fn on_scheduled(&mut self, stream: &mut Stream) -> Next {
         self.question = None;
+        self.renew();
         let step = self.decide(stream, false);
         self.next(stream, step)
     }
@@ -103,7 +134,7 @@ impl StreamState {
     /// Leaves word for the access logger, and does not leave others waiting.
     pub(crate) fn on_complete(&mut self) {
         worker::with(|worker| {
-            worker.ended = self.recorded.map(|decision| Ended { decision });
+            worker.ended = self.recorded.map(|decision| Ended { decision, by: self.ended_by.take() });
             if let Some(Asked { question: Question { key: Some(key), .. }, leads: true }) =
                 self.question.take().map(|asked| *asked)
             {
@@ -115,9 +146,63 @@ impl StreamState {
     /// Denies a request whose decision panicked. What the panic left half-done is forgotten.
     pub(crate) fn on_panic(&mut self, stream: &mut Stream) -> Next {
         worker::with(Worker::recover);
+        if self.place.is_some() {
+            return self.end(Reason::InternalError);
+        }
         let downstream = downstream(stream);
         let answer = self.refuse(stream, Reason::InternalError, &downstream, Now::read());
         self.carry_out(stream, &answer)
+    }
+
+    /// Decides a request that runs again, by what holds now.
+    pub(crate) fn decide_again(&mut self, stream: &Stream) -> Next {
+        self.renew();
+        let now = Now::read();
+        let downstream = downstream(stream);
+        if let Err(reason) = downstream.check(now.ms()) {
+            return self.end(reason);
+        }
+        let Some(trusted) = trusted() else { return self.end(Reason::NotReady) };
+        let received = Received { stream, changed: &self.changed };
+        let request = request(stream, &received, &downstream);
+        let verdict = worker::with(|worker| {
+            let (trust, token) = (trusted.as_trust(), self.token.as_ref());
+            worker.decider.decide_again(&self.program, &trust, &request, token, now.ms())
+        });
+        match verdict {
+            Verdict::Decided(answer) => self.uphold(answer.decision),
+            Verdict::Ask(question) => match call_out(stream, &request, &self.program, question.timeout_ms) {
+                Ok(()) => {
+                    self.question = Some(Box::new(Asked { question, leads: false }));
+                    Next::Wait
+                }
+                Err(detail) => self.uphold(Arc::new(question.unanswered(detail))),
+            },
+        }
+    }
+
+    /// By what the stream may run on.
+    pub(crate) fn validity(&self, stream: &Stream) -> Validity {
+        let token = self.token.as_ref().map_or(u64::MAX, |token| token.ends_ms());
+        Validity { generation: self.generation, ends_ms: token.min(downstream(stream).ends_ms()) }
+    }
+
+    fn renew(&mut self) {
+        self.generation = generation();
+        self.program = self.workload.program();
+    }
+
+    fn uphold(&mut self, decision: Arc<Decision>) -> Next {
+        if decision.effect == Effect::Allow {
+            return Next::Wait;
+        }
+        let reason = decision.reason;
+        self.ended_by = Some(decision);
+        Next::Reset(reason)
+    }
+
+    fn end(&mut self, reason: Reason) -> Next {
+        self.uphold(Arc::new(Decision::without_policy(Effect::Deny, reason, self.program.hash())))
     }
 
     fn next(&mut self, stream: &mut Stream, step: Step) -> Next {
@@ -137,17 +222,17 @@ impl StreamState {
         if let Err(reason) = downstream.check(now.ms()) {
             return Step::Concluded(self.refuse(stream, reason, &downstream, now));
         }
-        let Some(keys) = keys() else {
+        let Some(trusted) = trusted() else {
             return Step::Concluded(self.refuse(stream, Reason::NotReady, &downstream, now));
         };
-        let request = request(stream, &downstream);
+        let request = request(stream, stream, &downstream);
         let verdict = worker::with(|worker| {
             #[cfg(feature = "panic-for-tests")]
             crate::panic_for_tests::panic_if_asked(stream);
-            worker.decider.decide(&self.program, &keys, &request, now.ms())
+            worker.decider.decide(&self.program, &trusted.as_trust(), &request, now.ms())
         });
         match verdict {
-            Verdict::Decided(answer) => Step::Concluded(self.record(stream, answer, &downstream, &keys, now)),
+            Verdict::Decided(answer) => Step::Concluded(self.record(stream, answer, &downstream, &trusted, now)),
             Verdict::Ask(question) => self.ask(stream, question, &request, may_wait),
         }
     }
@@ -171,34 +256,31 @@ impl StreamState {
         if waits {
             return Step::Waiting;
         }
-        let body = callout::check_request(request, self.program.principal());
-        let headers = [
-            (":method", "POST"),
-            (":path", "/check"),
-            ("host", "control.peltast.internal"),
-            ("content-type", "application/x-protobuf"),
-        ];
-        match stream.call_out(CHECK_CLUSTER, &headers, &body, timeout_ms) {
+        match call_out(stream, request, &self.program, timeout_ms) {
             Ok(()) => Step::Waiting,
-            Err(number) => self.unsent(stream, number),
+            Err(detail) => self.unsent(stream, detail),
         }
     }
 
-    fn unsent(&mut self, stream: &Stream, number: u32) -> Step {
+    fn unsent(&mut self, stream: &Stream, detail: String) -> Step {
         let Some(asked) = self.question.take() else { return Step::Waiting };
-        let decision = asked.question.unanswered(format!("the check service was not asked: Envoy's result {number}"));
+        let decision = asked.question.unanswered(detail);
         Step::Concluded(self.finish(stream, asked, Arc::new(decision)))
     }
 
     /// Ends the wait of this stream, and of those that wait for the same answer.
     fn finish(&mut self, stream: &Stream, asked: Box<Asked>, decision: Arc<Decision>) -> Answer {
-        if let (Some(key), Lifetime::Milliseconds(_)) = (&asked.question.key, decision.lifetime) {
-            worker::with(|worker| worker.decider.remember(key, &decision, Now::read().ms()));
-        }
+        self.remember(&asked, &decision);
         if let (Some(key), true) = (&asked.question.key, asked.leads) {
             worker::with(|worker| worker.wake_waiting(key));
         }
         self.conclude(stream, decision, asked.question)
+    }
+
+    fn remember(&self, asked: &Asked, decision: &Arc<Decision>) {
+        if let (Some(key), Lifetime::Milliseconds(_)) = (&asked.question.key, decision.lifetime) {
+            worker::with(|worker| worker.decider.remember(key, decision, Now::read().ms()));
+        }
     }
 
     /// Records a decision that did not come of the engine at once.
@@ -206,16 +288,22 @@ impl StreamState {
         let now = Now::read();
         let answer = Answer { decision, cached: false, token: question.token };
         let downstream = downstream(stream);
-        match (downstream.check(now.ms()), keys()) {
-            (Ok(()), Some(keys)) => self.record(stream, answer, &downstream, &keys, now),
+        match (downstream.check(now.ms()), trusted()) {
+            (Ok(()), Some(trusted)) => self.record(stream, answer, &downstream, &trusted, now),
             (Err(reason), _) => self.refuse(stream, reason, &downstream, now),
             (_, None) => self.refuse(stream, Reason::NotReady, &downstream, now),
         }
     }
 
     /// Writes the decision record. A decision that cannot be recorded is a denial.
-    fn record(&mut self, stream: &Stream, answer: Answer, downstream: &Downstream, keys: &KeySets, now: Now) -> Answer {
-        let token = answer.token.as_deref();
+    fn record(
+        &mut self,
+        stream: &Stream,
+        answer: Answer,
+        downstream: &Downstream,
+        trusted: &Trusted,
+        now: Now,
+    ) -> Answer {
         let outcome = Outcome {
             decision: &answer.decision,
             decided_by: match (answer.cached, answer.decision.source) {
@@ -225,8 +313,8 @@ impl StreamState {
                 (false, Source::FailedOpen) => "failed-open",
             },
             downstream,
-            issuer_and_subject: token.map(|token| (token.issuer.as_str(), token.subject.as_str())),
-            keys: Some(keys.hash()),
+            token: answer.token.as_deref(),
+            trusted: Some(trusted),
         };
         self.recorded = self.write(stream, &outcome, now);
         if self.recorded.is_some() {
@@ -239,8 +327,7 @@ impl StreamState {
     /// A denial that no policy made. It is recorded if it can be.
     fn refuse(&mut self, stream: &Stream, reason: Reason, downstream: &Downstream, now: Now) -> Answer {
         let decision = Decision::without_policy(Effect::Deny, reason, self.program.hash());
-        let outcome =
-            Outcome { decision: &decision, decided_by: "engine", downstream, issuer_and_subject: None, keys: None };
+        let outcome = Outcome { decision: &decision, decided_by: "engine", downstream, token: None, trusted: None };
         self.recorded = self.write(stream, &outcome, now);
         Answer { decision: Arc::new(decision), cached: false, token: None }
     }
@@ -260,8 +347,8 @@ impl StreamState {
         if let Some(address) = downstream.destination {
             fields.number(Field::DestinationPort, u64::from(self.program.application_port(address.port())));
         }
-        fields.optional(Field::TokenIssuer, outcome.issuer_and_subject.map(|(issuer, _)| issuer));
-        fields.optional(Field::TokenSubject, outcome.issuer_and_subject.map(|(_, subject)| subject));
+        fields.optional(Field::TokenIssuer, outcome.token.map(|token| &token.issuer));
+        fields.optional(Field::TokenSubject, outcome.token.map(|token| &token.subject));
         fields.optional(Field::Method, stream.header(":method"));
         fields.optional(Field::Host, stream.header(":authority"));
         fields.optional(Field::Path, stream.header(":path"));
@@ -277,7 +364,10 @@ impl StreamState {
         fields.bytes(Field::DecidedBy, outcome.decided_by.as_bytes());
         fields.optional(Field::Detail, decision.detail.as_deref());
         fields.bytes(Field::Program, &decision.program.0);
-        fields.optional(Field::Keys, outcome.keys.map(|keys| keys.0));
+        if let Some(trusted) = outcome.trusted {
+            fields.bytes(Field::Keys, &trusted.keys.hash().0);
+            fields.bytes(Field::Revocations, &trusted.revocations.hash().0);
+        }
     }
 
     /// Readies a decided request for the application, or says that it is to be answered here.
@@ -288,14 +378,15 @@ impl StreamState {
         }
         forward_decided_path(stream);
         if answer.token.as_ref().is_some_and(|token| !token.forward) {
-            stream.set_request_header("authorization", b"");
+            self.changed.set(stream, "authorization", b"");
         }
         for name in &decision.headers.request_remove {
-            stream.set_request_header(name, b"");
+            self.changed.set(stream, name, b"");
         }
         for (name, value) in &decision.headers.request_set {
-            stream.set_request_header(name, value.as_bytes());
+            self.changed.set(stream, name, value.as_bytes());
         }
+        self.token.clone_from(&answer.token);
         self.response_headers.clone_from(&decision.headers.response_add);
         Next::Continue
     }
@@ -316,7 +407,23 @@ fn downstream(stream: &Stream) -> Rc<Downstream> {
     worker::with(|worker| worker.connections.of(stream))
 }
 
-fn request<'a>(stream: &'a Stream, downstream: &'a Downstream) -> Request<'a> {
+/// Asks the check service about `request`.
+///
+/// # Errors
+/// For people: why it cannot be asked.
+fn call_out(stream: &Stream, request: &Request<'_>, program: &Program, timeout_ms: u32) -> Result<(), String> {
+    let body = callout::check_request(request, program.principal());
+    let headers = [
+        (":method", "POST"),
+        (":path", "/check"),
+        ("host", "control.peltast.internal"),
+        ("content-type", "application/x-protobuf"),
+    ];
+    let asked = stream.call_out(CHECK_CLUSTER, &headers, &body, timeout_ms);
+    asked.map_err(|number| format!("the check service was not asked: Envoy's result {number}"))
+}
+
+fn request<'a>(stream: &'a Stream, headers: &'a dyn Headers, downstream: &'a Downstream) -> Request<'a> {
     Request {
         connection: downstream.connection(),
         http: Http {
@@ -325,7 +432,7 @@ fn request<'a>(stream: &'a Stream, downstream: &'a Downstream) -> Request<'a> {
             path: stream.header(":path").unwrap_or_default(),
             scheme: stream.header(":scheme").unwrap_or_default(),
             protocol: stream.attribute(abi::ATTRIBUTE_REQUEST_PROTOCOL).unwrap_or_default(),
-            headers: stream,
+            headers,
         },
     }
 }

@@ -2,15 +2,17 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use peltast_engine::record::{Fields, Kind};
 use peltast_engine::spool::Spool;
-use peltast_engine::Decider;
+use peltast_engine::{Decider, Decision};
 
 use crate::config::spool_root;
 use crate::downstream::Connections;
 use crate::envoy::{warn, Scheduler};
+use crate::live::LiveStreams;
 
 thread_local! {
     static WORKER: RefCell<Worker> = RefCell::new(Worker::new());
@@ -33,6 +35,11 @@ impl Now {
         Self { nanoseconds: since.as_nanos() as u64 }
     }
 
+    #[cfg(test)]
+    pub(crate) fn at_ms(milliseconds: u64) -> Self {
+        Self { nanoseconds: milliseconds * 1_000_000 }
+    }
+
     /// Nanoseconds since 1970.
     pub(crate) fn ns(self) -> u64 {
         self.nanoseconds
@@ -48,11 +55,15 @@ impl Now {
 pub(crate) struct Ended {
     /// Sequence of the stream's decision record.
     pub(crate) decision: u64,
+    /// The later decision that ended it, where one did.
+    pub(crate) by: Option<Arc<Decision>>,
 }
 
 pub(crate) struct Worker {
     pub(crate) decider: Decider,
     pub(crate) connections: Connections,
+    /// What was let through and runs.
+    pub(crate) live: LiveStreams,
     /// Streams that wait for the answer to a question that another stream asked, by the question's key.
     pub(crate) waiting: HashMap<Box<[u8]>, Vec<Scheduler>, ahash::RandomState>,
     pub(crate) ended: Option<Ended>,
@@ -64,6 +75,7 @@ impl Worker {
         Self {
             decider: Decider::for_sidecar(),
             connections: Connections::default(),
+            live: LiveStreams::new(),
             waiting: HashMap::default(),
             ended: None,
             spool: None,
@@ -109,5 +121,5 @@ impl Worker {
 
 fn open(worker_index: u32, now: Now) -> std::io::Result<Spool> {
     let root = spool_root().map_err(std::io::Error::other)?;
-    Spool::create(&root.folder, worker_index, std::sync::Arc::clone(&root.usage), now.ns())
+    Spool::create(&root.folder, worker_index, Arc::clone(&root.usage), now.ns())
 }

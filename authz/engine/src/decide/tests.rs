@@ -1,8 +1,9 @@
 use serde_json::{json, Value};
 
 use super::*;
-use crate::testing::{condition, no_keys, Document, Sample, NOW};
+use crate::testing::{condition, no_keys, revocations, trusting, Document, Sample, NOW};
 use crate::token::testing::{Claims, Signer, ISSUER};
+use crate::KeySets;
 
 const ALLOWS: &str = "package p\nallow := true\n";
 const DENIES: &str = "package p\nallow := false\n";
@@ -24,7 +25,7 @@ fn decide(program: &Arc<Program>, sample: &Sample) -> Decision {
 
 fn ask(program: &Arc<Program>, sample: &Sample) -> Question {
     let mut decider = Decider::for_sidecar();
-    match sample.with(|request| decider.decide(program, &no_keys(), request, NOW)) {
+    match sample.with(|request| decider.decide(program, &trusting(&no_keys()), request, NOW)) {
         Verdict::Ask(question) => question,
         Verdict::Decided(_) => panic!("it is decided without a question"),
     }
@@ -337,7 +338,7 @@ fn a_remembered_answer_ends_when_it_says() {
     let answer = Decision::without_policy(Effect::Allow, Reason::RegoAllowed, program.hash());
     decider.remember(&key, &Arc::new(Decision { lifetime: Lifetime::Milliseconds(1000), ..answer }), NOW);
     for (now, remembered) in [(NOW, true), (NOW + 999, true), (NOW + 1000, false)] {
-        let verdict = Sample::default().with(|request| decider.decide(&program, &keys, request, now));
+        let verdict = Sample::default().with(|request| decider.decide(&program, &trusting(&keys), request, now));
         assert_eq!(matches!(verdict, Verdict::Decided(Answer { cached: true, .. })), remembered, "{}", now - NOW);
     }
 }
@@ -360,7 +361,7 @@ fn no_cached_decision_outlives_the_token_or_its_key() {
     let sample = Sample::bearer(&signer.sign(&Claims::of("ada").member("exp", seconds + 10)));
     let mut decider = Decider::for_sidecar();
     let mut reason = |keys: &KeySets, after: u64| match sample
-        .with(|request| decider.decide(&program, keys, request, NOW + after * 1000))
+        .with(|request| decider.decide(&program, &trusting(keys), request, NOW + after * 1000))
     {
         Verdict::Decided(answer) => (answer.decision.reason, answer.cached),
         Verdict::Ask(_) => panic!("a question is asked"),
@@ -433,5 +434,59 @@ fn a_token_without_a_subject_is_no_request_principal() {
         let answer =
             Sample::bearer(&signer.sign(&claims)).decided_by(&mut Decider::for_sidecar(), &program, &signer.key_sets());
         assert_eq!(answer.decision.reason, reason);
+    }
+}
+
+/// The text of a token that was not forwarded is gone by then: it is taken as it was verified.
+#[test]
+fn a_running_request_is_decided_again_by_what_holds_then() {
+    let bearers = || json!([condition("request.auth.principal", json!(["present"]), json!([]))]);
+    let accepting = || Document::new().issuer(ISSUER).policy("ALLOW", bearers());
+    let (signer, mut decider) = (Signer::new(), Decider::for_sidecar());
+    let (keys, revoked) = (signer.key_sets(), revocations(json!([{"issuer": ISSUER, "id": "1"}])));
+    let sample = Sample::bearer(&signer.sign(&Claims::of("ada").member("jti", "1")));
+    let token = sample.decided_by(&mut decider, &accepting().load(), &keys).token;
+    let (others, open) = (no_keys(), || trusting(&keys));
+    let closed = || Trust { keys: &keys, revocations: &revoked };
+    let table = [
+        ("the same", accepting(), open(), 0, Reason::AllowRule),
+        ("other keys", accepting(), trusting(&others), 0, Reason::AllowRule),
+        ("a denial", accepting().policy("DENY", anything()), open(), 0, Reason::DenyRule),
+        (
+            "another issuer",
+            Document::new().issuer("https://other").policy("ALLOW", bearers()),
+            open(),
+            0,
+            Reason::TokenIssuer,
+        ),
+        ("no issuer", Document::new().policy("ALLOW", bearers()), open(), 0, Reason::NoAllowRule),
+        ("revoked", accepting(), closed(), 0, Reason::TokenRevoked),
+        ("before its end", accepting(), open(), 3659, Reason::AllowRule),
+        ("at its end", accepting(), open(), 3660, Reason::TokenExpired),
+    ];
+    for (what, document, trust, seconds, wanted) in table {
+        let now = NOW + seconds * 1000;
+        let verdict = Sample::default()
+            .with(|request| decider.decide_again(&document.load(), &trust, request, token.as_ref(), now));
+        match verdict {
+            Verdict::Decided(answer) => assert_eq!(answer.decision.reason, wanted, "{what}"),
+            Verdict::Ask(_) => panic!("{what}: a question is asked"),
+        }
+    }
+    assert_eq!(token.expect("a token").ends_ms(), NOW + 3660 * 1000);
+}
+
+/// Also one that was taken, and whose decision is remembered.
+#[test]
+fn a_revoked_token_is_refused() {
+    let program = Document::new().issuer(ISSUER).load();
+    let (signer, mut decider) = (Signer::new(), Decider::for_sidecar());
+    let (keys, revoked) = (signer.key_sets(), revocations(json!([{"issuer": ISSUER, "issued_before": NOW / 1000}])));
+    let sample = Sample::bearer(&signer.sign(&Claims::of("ada")));
+    assert_eq!(sample.decided_by(&mut decider, &program, &keys).decision.effect, Effect::Allow);
+    let trust = Trust { keys: &keys, revocations: &revoked };
+    match sample.with(|request| decider.decide(&program, &trust, request, NOW)) {
+        Verdict::Decided(answer) => assert_eq!(answer.decision.reason, Reason::TokenRevoked),
+        Verdict::Ask(_) => panic!("a question is asked"),
     }
 }

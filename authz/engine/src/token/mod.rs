@@ -5,6 +5,7 @@
 
 mod cache;
 pub mod keys;
+pub mod revocations;
 mod strict_json;
 
 use data_encoding::BASE64URL_NOPAD;
@@ -12,6 +13,7 @@ use serde_json::{Map, Value};
 
 pub(crate) use cache::TokenCache;
 use keys::{Algorithm, Key, KeySets};
+use revocations::Revocations;
 
 use crate::decision::Reason;
 use crate::document::Authentication;
@@ -21,6 +23,15 @@ const MAX_TOKEN_BYTES: usize = 16 * 1024;
 
 /// Clocks may differ by this many seconds, as in Envoy's `jwt_authn`.
 const CLOCK_SKEW: i64 = 60;
+
+/// What tokens are trusted by: the keys that verify them, and what revokes them nevertheless.
+#[derive(Clone, Copy)]
+pub struct Trust<'a> {
+    /// The issuers' keys.
+    pub keys: &'a KeySets,
+    /// The revocations in force.
+    pub revocations: &'a Revocations,
+}
 
 /// A verified token.
 #[derive(Debug)]
@@ -37,6 +48,10 @@ pub struct Token {
     pub claims: Map<String, Value>,
     /// Whether the application gets the token too.
     pub forward: bool,
+    /// `jti`.
+    id: Option<String>,
+    /// `iat`, in seconds since 1970; before all time where the token does not say.
+    issued_at: i64,
     expires: i64,
     not_before: i64,
 }
@@ -45,6 +60,27 @@ impl Token {
     /// `issuer/subject`, as rules name it; none where the token has no subject, as in Istio.
     pub fn principal(&self) -> Option<String> {
         (!self.subject.is_empty()).then(|| format!("{}/{}", self.issuer, self.subject))
+    }
+
+    /// When the token ceases to be taken, in milliseconds since 1970.
+    pub fn ends_ms(&self) -> u64 {
+        u64::try_from(self.expires.saturating_add(CLOCK_SKEW)).unwrap_or(0).saturating_mul(1000)
+    }
+
+    /// Whether a token that was verified once may still be used at `now`, seconds since 1970, by rules that may be
+    /// others now. Its signature stays verified: a key that its issuer no longer shows revokes no token.
+    pub(crate) fn check_again(&self, rules: &[Authentication], trust: &Trust<'_>, now: i64) -> Result<(), Reason> {
+        let rule = rules.iter().find(|rule| rule.issuer == self.issuer).ok_or(Reason::TokenIssuer)?;
+        rule.check_audiences(&self.audiences)?;
+        self.check_revoked(trust)?;
+        self.check_time(now)
+    }
+
+    pub(crate) fn check_revoked(&self, trust: &Trust<'_>) -> Result<(), Reason> {
+        if trust.revocations.revoke(self) {
+            return Err(Reason::TokenRevoked);
+        }
+        Ok(())
     }
 
     /// Whether the token may be used at `now`, seconds since 1970.
@@ -156,19 +192,29 @@ fn object(json: &[u8]) -> Result<Map<String, Value>, Reason> {
 
 fn read_claims(claims: Map<String, Value>, rule: &Authentication) -> Result<Token, Reason> {
     let audiences = audiences(&claims)?;
-    if !rule.audiences.is_empty() && !audiences.iter().any(|audience| rule.audiences.contains(audience)) {
-        return Err(Reason::TokenAudience);
-    }
+    rule.check_audiences(&audiences)?;
+    let issued_at = seconds(&claims, "iat")?;
     Ok(Token {
         issuer: rule.issuer.clone(),
         subject: text_member(&claims, "sub")?.unwrap_or_default(),
         audiences,
         presenter: text_member(&claims, "azp")?,
         expires: seconds(&claims, "exp")?.ok_or(Reason::TokenWithoutExpiry)?,
-        not_before: seconds(&claims, "nbf")?.max(seconds(&claims, "iat")?).unwrap_or(i64::MIN),
+        not_before: seconds(&claims, "nbf")?.max(issued_at).unwrap_or(i64::MIN),
+        issued_at: issued_at.unwrap_or(i64::MIN),
+        id: text_member(&claims, "jti")?,
         forward: rule.forward_original_token,
         claims,
     })
+}
+
+impl Authentication {
+    fn check_audiences(&self, audiences: &[String]) -> Result<(), Reason> {
+        if self.audiences.is_empty() || audiences.iter().any(|audience| self.audiences.contains(audience)) {
+            return Ok(());
+        }
+        Err(Reason::TokenAudience)
+    }
 }
 
 fn audiences(claims: &Map<String, Value>) -> Result<Vec<String>, Reason> {

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 
-from peltast.authz._engine import Decider, Decision, KeySets, Program
+from peltast.authz._engine import Decider, Decision, KeySets, Program, Revocations
 from peltast.authz.check.convert import check_response, engine_request
 from peltast.authz.revision import Revision
+from peltast.authz.revocations import NO_REVOCATIONS
 
 __all__ = ["CheckService", "NotYours", "UnknownDestination"]
 
@@ -34,6 +35,7 @@ class CheckService:
 
     def __init__(self) -> None:
         self._decider = Decider()
+        self._revocations = Revocations.load(NO_REVOCATIONS)
         self._by_principal: Mapping[str, Mapping[str, _Loaded]] = {}
 
     def take(self, revision: Revision) -> None:
@@ -43,6 +45,7 @@ class CheckService:
             loaded = _Loaded(Program.load(revision.programs[name]), KeySets.load(revision.keys[name]))
             by_principal.setdefault(workload.principal, {})[workload.address] = loaded
         self._by_principal = by_principal
+        self._revocations = Revocations.load(revision.revocations)
 
     def check(self, request: CheckRequest, caller: str) -> CheckResponse:
         """Answers `request`, which `caller` (a SPIFFE ID) asks.
@@ -70,7 +73,9 @@ class CheckService:
     def _decide(self, request: CheckRequest) -> tuple[Decision, Program]:
         loaded = self._find(request)
         now_ms = time.time_ns() // 1_000_000
-        return self._decider.decide(loaded.program, loaded.keys, engine_request(request), now_ms), loaded.program
+        asked = engine_request(request)
+        decision = self._decider.decide(loaded.program, loaded.keys, self._revocations, asked, now_ms)
+        return decision, loaded.program
 
     def _find(self, request: CheckRequest) -> _Loaded:
         """The destination's program. Workloads with one principal are told apart by their addresses."""

@@ -16,10 +16,10 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from xds.type.v3.typed_struct_pb2 import TypedStruct
 
-__all__ = ["KEYS", "PROGRAM", "access_log", "filter_by_ecds", "filter_config", "peer_filter_state"]
+__all__ = ["KEYS", "PROGRAM", "REVOCATIONS", "access_log", "filter_by_ecds", "filter_config", "peer_filter_state"]
 
-PROGRAM, KEYS = "program", "keys"
-"""Names of the module's two HTTP filters, and of their ECDS resources."""
+PROGRAM, KEYS, REVOCATIONS = "program", "keys", "revocations"
+"""Names of the module's three HTTP filters, and of their ECDS resources."""
 
 _FILTER_TYPE = "type.googleapis.com/" + DynamicModuleFilter.DESCRIPTOR.full_name
 _ACCESS_LOG_TYPE = "type.googleapis.com/envoy.extensions.access_loggers.dynamic_modules.v3.DynamicModuleAccessLog"
@@ -44,8 +44,8 @@ def filter_by_ecds(name: str) -> HttpFilter:
     """The filter `name`, whose configuration comes by ECDS. Without one, requests fail closed: there is no default."""
     ads = ConfigSource(ads=AggregatedConfigSource(), resource_api_version="V3")
     source = ExtensionConfigSource(config_source=ads, type_urls=[_FILTER_TYPE])
-    # What the configuration of KEYS is for is done when it arrives; its streams would only cost time.
-    return HttpFilter(name=name, config_discovery=source, disabled=name == KEYS)
+    # What the configuration of the others is for is done when it arrives; their streams would only cost time.
+    return HttpFilter(name=name, config_discovery=source, disabled=name != PROGRAM)
 
 
 def access_log(module: str, name: str) -> AccessLog:
