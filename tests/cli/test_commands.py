@@ -131,3 +131,11 @@ def test_a_revocation_that_cannot_be_made_says_why(tmp_path: Path, arguments: tu
     result = peltast("token", "revoke", "--state", str(tmp_path), "--issuer", "https://issuer.example", *arguments)
     assert result.returncode == 1
     assert says in result.stderr
+
+
+def test_a_sidecar_that_is_not_there_is_named_with_those_that_are(tmp_path: Path) -> None:
+    (tmp_path / "sidecars" / "shop" / "web").mkdir(parents=True)
+    result = peltast("proxy", "cache", "--state", str(tmp_path), "shop/wbe")
+    assert result.returncode == 1
+    assert "shop/wbe" in result.stderr
+    assert "there are shop/web" in result.stderr

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from pathlib import Path
 
 from support.http import Connection, ask
-from support.running import ALLOW, CLIENT, EGRESS_PORT, RunningMesh, eventually, is_alive
+from support.running import ALLOW, CLIENT, EGRESS_PORT, PELTAST, RunningMesh, eventually, is_alive
 
 from peltast.audit.chain import verify_store
 from peltast.audit.spool import spool_folders
@@ -61,6 +62,25 @@ async def test_a_broken_file_is_reported_and_the_last_good_configuration_goes_on
         assert "methods" in line
         assert await status("/open") == 200
         assert await status("/shut") == 403
+
+
+async def test_a_sidecars_cache_can_be_looked_into(folder: Path, state: Path) -> None:
+    async with RunningMesh(folder, state, "--concurrency", "1"):
+        for path in ["/open/a", "/open/a", "/open/b", "/open/a", "/shut"]:
+            await status(path)
+        counted = await cache_of(state, "shop/server")
+        assert (counted["hits"], counted["misses"], counted["entries"]) == (2, 3, 3)
+        assert counted["bytes"] > 3 * 512
+        assert not any(value for name, value in counted.items() if name.startswith("uncacheable"))
+
+
+async def cache_of(state: Path, workload: str) -> dict[str, int]:
+    command = [*PELTAST, "proxy", "cache", "--state", str(state), workload, "--output", "json"]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    output, _ = await process.communicate()
+    assert process.returncode == 0
+    total: dict[str, int] = json.loads(output)["total"]
+    return total
 
 
 async def test_a_denial_names_the_request_by_which_it_is_on_record(folder: Path, state: Path) -> None:

@@ -24,12 +24,13 @@ pub(crate) struct DecisionCache {
     young: Generation,
     old: Generation,
     young_bytes: usize,
+    old_bytes: usize,
     bound: usize,
 }
 
 impl DecisionCache {
     pub(crate) fn new(bound: usize) -> Self {
-        Self { young: Generation::default(), old: Generation::default(), young_bytes: 0, bound }
+        Self { young: Generation::default(), old: Generation::default(), young_bytes: 0, old_bytes: 0, bound }
     }
 
     /// The decision for `key` at `now`, in milliseconds.
@@ -39,6 +40,7 @@ impl DecisionCache {
             return Some(Arc::clone(&entry.decision));
         }
         let (key, entry) = self.old.remove_entry(key)?;
+        self.old_bytes -= key.len() + ENTRY_BYTES;
         if !fresh(&&entry) {
             return None;
         }
@@ -57,11 +59,16 @@ impl DecisionCache {
         self.put(key.into(), Entry { decision: Arc::clone(decision), expires });
     }
 
+    /// Decisions held, and the bytes that they take.
+    pub(crate) fn size(&self) -> (usize, usize) {
+        (self.young.len() + self.old.len(), self.young_bytes + self.old_bytes)
+    }
+
     fn put(&mut self, key: Box<[u8]>, entry: Entry) {
         let bytes = key.len() + ENTRY_BYTES;
         if self.young_bytes + bytes > self.bound / 2 {
             self.old = std::mem::take(&mut self.young);
-            self.young_bytes = 0;
+            self.old_bytes = std::mem::take(&mut self.young_bytes);
         }
         self.young_bytes += bytes;
         self.young.insert(key, entry);
@@ -100,7 +107,9 @@ mod tests {
             cache.insert(&key(n), &decision(Lifetime::Program), 0);
             assert!(cache.get(&key(0), 0).is_some(), "after {n}");
         }
-        assert!(cache.young.len() + cache.old.len() <= 64);
+        let (entries, bytes) = cache.size();
+        assert!(entries <= 64);
+        assert_eq!(bytes, entries * (ENTRY_BYTES + 8));
         assert!(cache.get(&key(1), 0).is_none());
     }
 }

@@ -6,6 +6,7 @@ use regorus::Engine;
 
 use crate::attribute::{Attribute, Facts};
 use crate::cache::DecisionCache;
+use crate::counters::Counters;
 use crate::decision::{Decision, Effect, Lifetime, Reason, Source};
 use crate::document::{Condition, OnError, Rule, Tier};
 use crate::pattern::Pattern;
@@ -25,6 +26,7 @@ pub struct Decider {
     evaluators: Evaluators,
     /// The key of the request at hand; kept so that a hit allocates nothing.
     key: Vec<u8>,
+    counters: Counters,
     /// Whether policies of the check tier are evaluated here: true in the check service, false in a sidecar.
     evaluates_check_tier: bool,
 }
@@ -84,6 +86,7 @@ impl Decider {
             decisions: DecisionCache::new(CACHE_BYTES),
             evaluators: Evaluators::default(),
             key: Vec::new(),
+            counters: Counters::default(),
             evaluates_check_tier,
         }
     }
@@ -138,12 +141,17 @@ impl Decider {
         };
         write_key(program, &facts, &mut self.key);
         if let Some(decision) = self.decisions.get(&self.key, now) {
+            self.counters.hits += 1;
             return Verdict::Decided(Answer { decision, cached: true, token });
         }
+        self.counters.misses += 1;
         match self.evaluate(program, &facts) {
             Outcome::Decided(decision) => {
                 let decision = Arc::new(decision);
-                self.decisions.insert(&self.key, &decision, now);
+                match decision.lifetime {
+                    Lifetime::Once => self.count_uncacheable(&decision),
+                    _ => self.decisions.insert(&self.key, &decision, now),
+                }
                 Verdict::Decided(Answer { decision, cached: false, token })
             }
             Outcome::Ask { rego, unanswered } => Verdict::Ask(Question {
@@ -155,9 +163,31 @@ impl Decider {
         }
     }
 
-    /// Remembers what the check service answered to a question with `key`, for as long as the answer says.
-    pub fn remember(&mut self, key: &[u8], decision: &Arc<Decision>, now: u64) {
-        self.decisions.insert(key, decision, now);
+    /// Remembers the answer to `question`, if it may be, for as long as the answer says.
+    pub fn remember(&mut self, question: &Question, decision: &Arc<Decision>, now: u64) {
+        match (&question.key, decision.lifetime) {
+            (Some(key), Lifetime::Milliseconds(_)) => self.decisions.insert(key, decision, now),
+            _ => self.count_uncacheable(decision),
+        }
+    }
+
+    /// What was remembered and what was not.
+    pub fn counters(&self) -> Counters {
+        let (entries, bytes) = self.decisions.size();
+        let (entries, bytes, tokens) = (entries as u64, bytes as u64, self.tokens.len() as u64);
+        Counters { entries, bytes, tokens, ..self.counters.clone() }
+    }
+
+    fn count_uncacheable(&mut self, decision: &Decision) {
+        let counters = &mut self.counters;
+        let counter = match (decision.reason, decision.source) {
+            (Reason::RegoFailed | Reason::CheckUnreachable, _) | (_, Source::FailedOpen) => {
+                &mut counters.uncacheable_failure
+            }
+            (_, Source::Check) => &mut counters.uncacheable_answer,
+            (_, Source::Engine) => &mut counters.uncacheable_input,
+        };
+        *counter += 1;
     }
 
     fn authenticate(

@@ -5,13 +5,16 @@
 //! holds what one worker thread remembers: verified tokens, cached decisions, Rego evaluators.
 //!
 //! The crate is mounted twice: in Envoy (`proxy/filter`) and in Python (the `python` feature), so that a test, an
-//! explanation and the data path cannot disagree. It does no I/O but for [`spool`], which writes audit records.
+//! explanation and the data path cannot disagree. It does no I/O but for [`spool`], which writes audit records,
+//! and [`counters`].
 
 pub mod attribute;
 mod cache;
+pub mod counters;
 pub mod decide;
 pub mod decision;
 pub mod document;
+mod mapped;
 pub mod path;
 mod pattern;
 pub mod program;

@@ -9,6 +9,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
+use crate::counters::{self, Counters};
 use crate::record::{self, Field, Fields, Kind, Position, RecordError, Type};
 use crate::request::{HeaderList, Request};
 use crate::{
@@ -392,6 +393,13 @@ fn write(fields: &mut Fields<'_>, field: Field, value: &FieldValue) {
     }
 }
 
+/// What each of a sidecar's workers counted, by its index, out of the bytes of its file `caches`.
+#[pyfunction]
+fn read_counters(contents: &[u8]) -> Vec<(usize, HashMap<&'static str, u64>)> {
+    let named = |values: Vec<u64>| Counters::NAMES.iter().copied().zip(values).collect();
+    counters::read(contents).into_iter().map(|(worker, values)| (worker, named(values))).collect()
+}
+
 /// SHA-256 of `document`, as programs and key sets are named by.
 #[pyfunction]
 fn document_hash(document: &[u8]) -> String {
@@ -408,7 +416,8 @@ fn normalize_path<'py>(py: Python<'py>, path_and_query: &[u8]) -> Bound<'py, PyB
 mod _engine {
     #[pymodule_export]
     use super::{
-        document_hash, first_link, next_link, normalize_path, scan_frames, skip_frames, verify_frames, LoadError,
-        PyDecider, PyDecision, PyKeySets, PyProgram, PyRecord, PyRequest, PyRevocations, PySpoolUsage, PySpoolWriter,
+        document_hash, first_link, next_link, normalize_path, read_counters, scan_frames, skip_frames, verify_frames,
+        LoadError, PyDecider, PyDecision, PyKeySets, PyProgram, PyRecord, PyRequest, PyRevocations, PySpoolUsage,
+        PySpoolWriter,
     };
 }

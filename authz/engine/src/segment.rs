@@ -13,7 +13,9 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
+
+use crate::mapped::Mapped;
 
 /// Bytes of a segment's file while it is written.
 pub(crate) const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
@@ -24,14 +26,9 @@ const HEADER_BYTES: usize = 8;
 /// The writing end of a segment.
 pub(crate) struct Segment {
     file: File,
-    memory: *mut u8,
+    memory: Mapped,
     committed: usize,
 }
-
-// SAFETY: the mapping is this value's alone, and lives until drop.
-unsafe impl Send for Segment {}
-// SAFETY: what is shared only reads `committed`; the memory is touched through `&mut self`.
-unsafe impl Sync for Segment {}
 
 impl Segment {
     /// Makes the file at `path`, with all the room that it will need: a page that could not be written when its turn
@@ -41,7 +38,7 @@ impl Segment {
     /// The file is there already, cannot be made, has no room or cannot be mapped. Then none is left.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        match reserve(&file).and_then(|()| map(&file)) {
+        match reserve(&file).and_then(|()| Mapped::of(&file, SEGMENT_BYTES)) {
             Ok(memory) => Ok(Self { file, memory, committed: 0 }),
             Err(error) => {
                 fs::remove_file(path)?;
@@ -73,26 +70,19 @@ impl Segment {
     /// Writes a frame, which must fit.
     pub(crate) fn append(&mut self, frame: &[u8]) {
         assert!(self.fits(frame.len()), "a frame goes where it has room");
-        // SAFETY: within the mapping, as was just seen, and nobody else writes there.
-        unsafe {
-            let end = self.memory.add(HEADER_BYTES + self.committed);
-            std::ptr::copy_nonoverlapping(frame.as_ptr(), end, frame.len());
-        }
+        self.memory.write(HEADER_BYTES + self.committed, frame);
         self.committed += frame.len();
         self.publish();
     }
 
     fn publish(&mut self) {
-        // SAFETY: the mapping begins on a page, and this count is only touched as an atomic.
-        let committed = unsafe { AtomicU64::from_ptr(self.memory.cast()) };
+        let [committed] = self.memory.words();
         committed.store((self.committed as u64).to_le(), Ordering::Release);
     }
 }
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        // SAFETY: mapped in `create` with this length.
-        unsafe { libc::munmap(self.memory.cast(), SEGMENT_BYTES) };
         // Only room is lost where this fails.
         let _ = self.file.set_len((HEADER_BYTES + self.committed) as u64);
     }
@@ -104,16 +94,6 @@ fn reserve(file: &File) -> io::Result<()> {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(error)),
     }
-}
-
-fn map(file: &File) -> io::Result<*mut u8> {
-    let (access, sharing) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-    // SAFETY: a new mapping of a file that has as many bytes.
-    let memory = unsafe { libc::mmap(std::ptr::null_mut(), SEGMENT_BYTES, access, sharing, file.as_raw_fd(), 0) };
-    if memory == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(memory.cast())
 }
 
 /// The committed frames of a segment's bytes.

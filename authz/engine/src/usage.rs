@@ -2,23 +2,18 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::mapped::Mapped;
 use crate::spool::make_folder;
 
 /// Bytes written and acknowledged, in memory shared between the writers and whoever ships.
 pub struct Usage {
-    counters: *mut [AtomicU64; 2],
+    memory: Mapped,
     bound: u64,
 }
-
-// SAFETY: the mapping lives until drop, and is only touched through atomics.
-unsafe impl Send for Usage {}
-// SAFETY: as above.
-unsafe impl Sync for Usage {}
 
 impl Usage {
     /// Opens `root/usage`, making it where it is missing. Spools together may hold `bound` bytes.
@@ -37,26 +32,11 @@ impl Usage {
         if file.metadata()?.len() < 16 {
             file.set_len(16)?;
         }
-        // SAFETY: a new shared mapping of 16 bytes of a file that has them.
-        let counters = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                16,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
-        };
-        if counters == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(Self { counters: counters.cast(), bound })
+        Ok(Self { memory: Mapped::of(&file, 16)?, bound })
     }
 
     fn counters(&self) -> &[AtomicU64; 2] {
-        // SAFETY: mapped in `open`, page-aligned, unmapped in `drop`.
-        unsafe { &*self.counters }
+        self.memory.words()
     }
 
     /// Whether another request may be let in, whose records are then written.
@@ -90,12 +70,5 @@ impl Usage {
 
     pub(crate) fn wrote(&self, bytes: u64) {
         self.counters()[0].fetch_add(bytes, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Usage {
-    fn drop(&mut self) {
-        // SAFETY: mapped in `open` with this length.
-        unsafe { libc::munmap(self.counters.cast(), 16) };
     }
 }

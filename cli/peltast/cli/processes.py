@@ -19,7 +19,7 @@ import grpc
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
 from peltast.cli.readiness import envoy_is_ready, takes_connections, wait_until
-from peltast.cli.settings import JOIN_TOKEN_VARIABLE, LOOPBACK, ControlSettings, sockets_folder
+from peltast.cli.settings import JOIN_TOKEN_VARIABLE, LOOPBACK, ControlSettings, sidecar_state, sockets_folder
 from peltast.identity.attest.service import JOIN_TOKENS_METHOD
 from peltast.identity.files import make_private_folder, write_private
 from peltast.identity.protos.join_pb2 import GenerateRequest, GenerateResponse
@@ -140,7 +140,7 @@ class Mesh:
             self._start(f"app:{name}", list(workload.command), environment, folder=folder, workload=workload)
 
     def _agent_command(self, workload: Workload) -> list[str]:
-        state = self._control.state / "sidecars" / workload.namespace / workload.name
+        state = sidecar_state(self._control.state, workload.namespace, workload.name)
         return [
             *self._peltast("agent"),
             *("--workload", workload.full_name),

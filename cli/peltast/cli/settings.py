@@ -103,6 +103,11 @@ class ControlSettings:
         return f"spiffe://{self.trust_domain}/peltast/{name}"
 
 
+def sidecar_state(state: Path, namespace: str, name: str) -> Path:
+    """The folder of the sidecar of workload `namespace/name` in the mesh with this state."""
+    return state / "sidecars" / namespace / name
+
+
 def operator_socket(state: Path) -> Path:
     """The operators' own socket of the mesh with this state."""
     return sockets_folder(state) / "operator.sock"

@@ -34,6 +34,7 @@ impl Logger {
             Self::Inbound => {
                 let ended = worker.ended.take();
                 record(worker, entry, Kind::End, |fields| fill_end(fields, entry, ended.as_ref()));
+                worker.publish_counters();
             }
             Self::Outbound => record(worker, entry, Kind::Outbound, |fields| fill_outbound(fields, entry)),
             Self::Listener => {

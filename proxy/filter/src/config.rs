@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
+use peltast_engine::counters::CounterFile;
 use peltast_engine::usage::Usage;
 use peltast_engine::{KeySets, Program, Revocations, Trust};
 
@@ -123,6 +124,8 @@ pub(crate) fn generation() -> u64 {
 pub(crate) struct SpoolRoot {
     pub(crate) folder: PathBuf,
     pub(crate) usage: Arc<Usage>,
+    /// What the caches do, for whoever looks (`peltast proxy cache`).
+    pub(crate) caches: CounterFile,
 }
 
 /// The spool of this process.
@@ -140,6 +143,8 @@ fn open_spool_root() -> Result<SpoolRoot, String> {
         Ok(text) => text.parse().map_err(|_| format!("{SPOOL_BYTES_VARIABLE} is {text:?}; a number is expected"))?,
         Err(_) => DEFAULT_SPOOL_BYTES,
     };
-    let usage = Usage::open(&folder, bound).map_err(|error| format!("{}: {error}", folder.display()))?;
-    Ok(SpoolRoot { folder, usage: Arc::new(usage) })
+    let refused = |error: std::io::Error| format!("{}: {error}", folder.display());
+    let usage = Usage::open(&folder, bound).map_err(refused)?;
+    let caches = CounterFile::create(&folder.join("caches")).map_err(refused)?;
+    Ok(SpoolRoot { usage: Arc::new(usage), caches, folder })
 }

@@ -9,7 +9,9 @@ use crate::envoy::Stream;
 
 /// The headers that a decision changed, as they were before.
 #[derive(Default)]
-pub(crate) struct Changed(Vec<(Box<str>, Option<Box<[u8]>>)>);
+pub(crate) struct Changed(Vec<(Box<str>, Before)>);
+
+type Before = Option<Box<[u8]>>;
 
 impl Changed {
     /// Sets a request header, or with an empty value removes it, and keeps what was there first.

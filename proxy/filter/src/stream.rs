@@ -7,7 +7,7 @@ use std::sync::Arc;
 use peltast_engine::path;
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::{
-    Answer, Decision, Effect, Headers, Http, Lifetime, Program, Question, Reason, Request, Source, Token, Verdict,
+    Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Source, Token, Verdict,
 };
 
 use crate::abi;
@@ -278,9 +278,7 @@ impl StreamState {
     }
 
     fn remember(&self, asked: &Asked, decision: &Arc<Decision>) {
-        if let (Some(key), Lifetime::Milliseconds(_)) = (&asked.question.key, decision.lifetime) {
-            worker::with(|worker| worker.decider.remember(key, decision, Now::read().ms()));
-        }
+        worker::with(|worker| worker.decider.remember(&asked.question, decision, Now::read().ms()));
     }
 
     /// Records a decision that did not come of the engine at once.

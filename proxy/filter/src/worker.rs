@@ -68,6 +68,8 @@ pub(crate) struct Worker {
     pub(crate) waiting: HashMap<Box<[u8]>, Vec<Scheduler>, ahash::RandomState>,
     pub(crate) ended: Option<Ended>,
     spool: Option<Spool>,
+    /// Envoy's number of this worker, once there is a spool.
+    index: Option<u32>,
 }
 
 impl Worker {
@@ -79,6 +81,7 @@ impl Worker {
             waiting: HashMap::default(),
             ended: None,
             spool: None,
+            index: None,
         }
     }
 
@@ -106,9 +109,19 @@ impl Worker {
     ) -> Option<u64> {
         let written = match &mut self.spool {
             Some(spool) => spool.append(kind, now.ns(), fill),
-            none => open(worker_index(), now).and_then(|spool| none.insert(spool).append(kind, now.ns(), fill)),
+            none => {
+                let index = *self.index.insert(worker_index());
+                open(index, now).and_then(|spool| none.insert(spool).append(kind, now.ns(), fill))
+            }
         };
         written.map_err(|error| warn(&format!("peltast: audit record not written: {error}"))).ok()
+    }
+
+    /// Shows what the caches did until now.
+    pub(crate) fn publish_counters(&self) {
+        if let (Some(index), Ok(root)) = (self.index, spool_root()) {
+            root.caches.publish(index, &self.decider.counters());
+        }
     }
 
     /// Wakes everyone who waits for an answer to the question with `key`.

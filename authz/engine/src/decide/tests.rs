@@ -334,9 +334,9 @@ fn another_program_begins_anew() {
 fn a_remembered_answer_ends_when_it_says() {
     let program = Document::new().custom("check", "deny", ALLOWS).load();
     let (keys, mut decider) = (no_keys(), Decider::for_sidecar());
-    let key = ask(&program, &Sample::default()).key.expect("a key");
+    let question = ask(&program, &Sample::default());
     let answer = Decision::without_policy(Effect::Allow, Reason::RegoAllowed, program.hash());
-    decider.remember(&key, &Arc::new(Decision { lifetime: Lifetime::Milliseconds(1000), ..answer }), NOW);
+    decider.remember(&question, &Arc::new(Decision { lifetime: Lifetime::Milliseconds(1000), ..answer }), NOW);
     for (now, remembered) in [(NOW, true), (NOW + 999, true), (NOW + 1000, false)] {
         let verdict = Sample::default().with(|request| decider.decide(&program, &trusting(&keys), request, now));
         assert_eq!(matches!(verdict, Verdict::Decided(Answer { cached: true, .. })), remembered, "{}", now - NOW);

@@ -20,6 +20,11 @@ pub(crate) struct TokenCache {
 }
 
 impl TokenCache {
+    /// Tokens held.
+    pub(crate) fn len(&self) -> usize {
+        self.tokens.len()
+    }
+
     /// The verified token of `text` at `now`.
     ///
     /// # Errors
