@@ -131,6 +131,67 @@ def test_the_first_matching_rule_is_named(mesh: Mesh, policy: Policy) -> None:
     assert mesh(policy({"rules": rules})).decide().rule == 1
 
 
+# Policies that are not enforced ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "reason", "shadow"),
+    [
+        pytest.param(
+            "GET",
+            "allow_rule",
+            {"dry_run_deny": "allow", "dry_run_allow": "deny", "audit_rules": "shop/audit[1]"},
+            id="on trial, an ALLOW policy would deny what it does not name",
+        ),
+        pytest.param(
+            "PUT",
+            "allow_rule",
+            {
+                "dry_run_deny": "deny",
+                "dry_run_deny_policy": "shop/deny",
+                "dry_run_deny_rule": 1,
+                "dry_run_allow": "deny",
+            },
+            id="on trial, a DENY policy does not deny",
+        ),
+        pytest.param(
+            "DELETE",
+            "deny_rule",
+            {
+                "dry_run_deny": "allow",
+                "dry_run_allow": "allow",
+                "dry_run_allow_policy": "shop/allow",
+                "dry_run_allow_rule": 0,
+            },
+            id="on trial, an ALLOW policy does not allow",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_enforced_decides_nothing_and_is_told(
+    mesh: Mesh, policy: Policy, method: str, reason: str, shadow: dict[str, Any]
+) -> None:
+    made = mesh(
+        policy(deny(**operation(methods=["DELETE"])), name="enforced-deny"),
+        policy({"rules": [{}]}, name="enforced-allow"),
+        policy({"action": "DENY", "rules": [operation(methods=["X"]), operation(methods=["PUT"])]}, name="deny",
+               dry_run=True),
+        policy(allow(**operation(methods=["DELETE"])), name="allow", dry_run=True),
+        policy({"action": "AUDIT", "rules": [operation(methods=["X"]), operation(methods=["GET"])]}, name="audit"),
+    )  # fmt: skip
+    for decided_by in ("engine", "cache"):
+        decision = made.decide(method=method)
+        assert (decision.reason, decision.decided_by, decision.shadow) == (reason, decided_by, shadow)
+
+
+def test_an_allow_policy_on_trial_does_not_close_a_workload(mesh: Mesh, policy: Policy) -> None:
+    decision = mesh(policy({}, dry_run=True)).decide()
+    assert (decision.reason, decision.shadow) == ("no_allow_policy", {"dry_run_allow": "deny"})
+
+
+def test_without_such_policies_there_is_no_shadow(mesh: Mesh, policy: Policy) -> None:
+    assert mesh(policy({"rules": [{}]})).decide().shadow == {}
+
+
 # Where policies apply ---------------------------------------------------------------------------------------------
 
 

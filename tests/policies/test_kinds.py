@@ -38,8 +38,9 @@ REFUSED = [
     # kind, spec, line after the first of the spec, field, given, allowed
     ("AuthorizationPolicy", "rulez: []", 0, "rulez", "unknown field", "did you mean rules?"),
     ("AuthorizationPolicy", "zzz: []", 0, "zzz", "unknown field", "known are selector, action, provider, rules"),
-    ("AuthorizationPolicy", "action: AUDIT", 0, "action", '"AUDIT" is given', "'ALLOW', 'DENY' or 'CUSTOM'"),
-    ("AuthorizationPolicy", "action: allow", 0, "action", '"allow" is given', "'ALLOW', 'DENY' or 'CUSTOM'"),
+    ("AuthorizationPolicy", "action: LOG", 0, "action", '"LOG" is given', "'ALLOW', 'DENY', 'CUSTOM' or 'AUDIT'"),
+    ("AuthorizationPolicy", "action: AUDIT", 0, "rules", "no rules are given", "would never match"),
+    ("AuthorizationPolicy", "action: allow", 0, "action", '"allow" is given', "'ALLOW', 'DENY', 'CUSTOM' or"),
     ("AuthorizationPolicy", "action: DENY", 0, "rules", "no rules are given", "would never match"),
     ("AuthorizationPolicy", "action: CUSTOM\nrules: [{}]", 0, "provider", "nothing is given", "needs provider.name"),
     ("AuthorizationPolicy", "rules: [{}]\nprovider: {name: a}", 1, "provider", "action ALLOW", "only action CUSTOM"),

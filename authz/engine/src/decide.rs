@@ -7,11 +7,12 @@ use regorus::Engine;
 use crate::attribute::{Attribute, Facts};
 use crate::cache::DecisionCache;
 use crate::decision::{Decision, Effect, Lifetime, Reason, Source};
-use crate::document::{Condition, OnError, Rule, Tier};
+use crate::document::{Condition, OnError, Policy, Rule, Tier};
 use crate::pattern::Pattern;
 use crate::program::Program;
 use crate::rego::{Rego, Ruling};
 use crate::request::Request;
+use crate::shadow::Shadow;
 use crate::token::{bearer, Token, TokenCache};
 use crate::{path, Hash, KeySets};
 
@@ -145,6 +146,7 @@ impl Decider {
 
     fn evaluate<'p>(&mut self, program: &'p Arc<Program>, facts: &Facts<'_>) -> Outcome<'p> {
         let mut state = State { lifetime: Lifetime::Program, failed_open: false, allowed: None };
+        let shadow = Shadow::of(program, facts);
         let mut asked = None;
         for custom in &program.custom {
             let Some(rule) = matching(&custom.rules, facts) else { continue };
@@ -157,10 +159,11 @@ impl Decider {
                 rego.evaluate(evaluator, facts).map_err(Failure::Rego)
             };
             if let Some(denied) = state.apply(rego, ruling, program, (&custom.name, rule)) {
-                return Outcome::of(denied, asked);
+                return Outcome::of(Decision { shadow, ..denied }, asked);
             }
         }
-        Outcome::of(state.conclude(program, by_rules(program, facts)), asked)
+        let decision = state.conclude(program, by_rules(program, facts));
+        Outcome::of(Decision { shadow, ..decision }, asked)
     }
 }
 
@@ -281,17 +284,27 @@ impl State {
 /// What DENY and ALLOW policies say; none where neither kind has a word in it.
 fn by_rules(program: &Program, facts: &Facts<'_>) -> Option<Decision> {
     let decided = |effect, reason| Decision::without_policy(effect, reason, program.hash);
-    for policy in &program.deny {
-        if let Some(rule) = matching(&policy.rules, facts) {
-            return Some(decided(Effect::Deny, Reason::DenyRule).by(&policy.name, rule));
-        }
+    let policies = &program.enforced;
+    if let Some((policy, rule)) = first_match(&policies.deny, facts) {
+        return Some(decided(Effect::Deny, Reason::DenyRule).by(policy, rule));
     }
-    for policy in &program.allow {
-        if let Some(rule) = matching(&policy.rules, facts) {
-            return Some(decided(Effect::Allow, Reason::AllowRule).by(&policy.name, rule));
-        }
+    if let Some((policy, rule)) = first_match(&policies.allow, facts) {
+        return Some(decided(Effect::Allow, Reason::AllowRule).by(policy, rule));
     }
-    (!program.allow.is_empty()).then(|| decided(Effect::Deny, Reason::NoAllowRule))
+    (!policies.allow.is_empty()).then(|| decided(Effect::Deny, Reason::NoAllowRule))
+}
+
+/// The first of `policies` with a rule that matches, and that rule.
+pub(crate) fn first_match<'p>(policies: &'p [Policy], facts: &'p Facts<'_>) -> Option<(&'p Arc<str>, u32)> {
+    matches(policies, facts).next()
+}
+
+/// Each of `policies` with a rule that matches, and the first such rule.
+pub(crate) fn matches<'p>(
+    policies: &'p [Policy],
+    facts: &'p Facts<'_>,
+) -> impl Iterator<Item = (&'p Arc<str>, u32)> + use<'p> {
+    policies.iter().filter_map(|policy| Some((&policy.name, matching(&policy.rules, facts)?)))
 }
 
 /// The first of `rules` that matches.

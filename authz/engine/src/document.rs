@@ -86,6 +86,7 @@ pub(crate) enum Action {
     Allow,
     Deny,
     Custom,
+    Audit,
 }
 
 /// One AuthorizationPolicy that applies to the workload.
@@ -97,6 +98,9 @@ pub(crate) struct Policy {
     /// Of `CUSTOM`: the name of its Rego policy.
     #[serde(default)]
     pub(crate) provider: Option<Arc<str>>,
+    /// Whether it is on trial only (`istio.io/dry-run`): of `ALLOW` and `DENY`.
+    #[serde(default)]
+    pub(crate) dry_run: bool,
     pub(crate) rules: Vec<Rule>,
 }
 
@@ -145,7 +149,7 @@ mod tests {
                 "entrypoint": "data.p.allow", "tier": "sidecar", "on_error": "deny", "timeout_ms": 1000,
             }],
             "policies": [
-                {"name": "a/c", "action": "CUSTOM", "provider": "a/r", "rules": []},
+                {"name": "a/c", "action": "CUSTOM", "provider": "a/r", "dry_run": false, "rules": []},
                 {"name": "a/d", "action": "DENY", "rules": [{"from": [], "to": [], "when": [
                     {"attribute": "source.ip", "any": [{"cidr": "10.0.0.0/8"}], "none": ["present"]},
                 ]}]},
@@ -186,7 +190,9 @@ mod tests {
             ("/rego/0/data", json!([]), "data"),
             ("/rego/0/entrypoint", json!("data.p.missing"), "entry point"),
             ("/rego/0/entrypoint", json!(""), "entry point"),
-            ("/policies/0/action", json!("AUDIT"), "unknown variant"),
+            ("/policies/0/action", json!("LOG"), "unknown variant"),
+            ("/policies/0/dry_run", json!(true), "cannot be tried"),
+            ("/policies/0/dry_run", json!("true"), "invalid type"),
             ("/policies/0/provider", json!("a/other"), "no provider"),
             ("/policies/0/provider", Value::Null, "no provider"),
             (when, json!({}), "missing field"),
@@ -216,9 +222,9 @@ mod tests {
             assert!(load(&document).is_err(), "{place} with another member");
             let names: Vec<String> =
                 sound().pointer(place).and_then(Value::as_object).expect(place).keys().cloned().collect();
-            for name in names {
+            for name in names.iter().filter(|name| *name != "dry_run") {
                 let mut document = sound();
-                document.pointer_mut(place).and_then(Value::as_object_mut).expect(place).remove(&name);
+                document.pointer_mut(place).and_then(Value::as_object_mut).expect(place).remove(name);
                 assert!(load(&document).is_err(), "{place} without {name}");
             }
         }

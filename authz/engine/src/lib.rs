@@ -21,6 +21,7 @@ pub mod record;
 mod rego;
 pub mod request;
 mod segment;
+pub mod shadow;
 pub mod spool;
 mod template;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Reason, Source}
 pub use program::{LoadError, Program};
 pub use rego::RegoError;
 pub use request::{Connection, HeaderList, Headers, Http, Request};
+pub use shadow::Shadow;
 pub use token::keys::KeySets;
 
 /// SHA-256 of the bytes that something was loaded from: a program, key sets.

@@ -33,6 +33,9 @@ pub enum LoadError {
         /// The provider that it names.
         provider: String,
     },
+    /// A policy is on trial whose action has no decision of its own.
+    #[error("AuthorizationPolicy {0}: policies of its action cannot be tried")]
+    DryRun(Arc<str>),
 }
 
 /// The compiled policies of one workload. Immutable, shared by all workers.
@@ -41,12 +44,21 @@ pub struct Program {
     pub(crate) principal: String,
     pub(crate) authentication: Vec<Authentication>,
     pub(crate) custom: Vec<Custom>,
-    pub(crate) deny: Vec<Policy>,
-    pub(crate) allow: Vec<Policy>,
+    pub(crate) enforced: RuleSets,
+    /// Those that are on trial.
+    pub(crate) dry_run: RuleSets,
+    pub(crate) audit: Vec<Policy>,
     pub(crate) rego: Vec<Rego>,
     /// Every attribute that a decision may rest on, in the order of cache keys.
     pub(crate) attributes: Vec<Attribute>,
     ports: BTreeMap<u16, u16>,
+}
+
+/// The policies that decide by rules alone.
+#[derive(Default)]
+pub(crate) struct RuleSets {
+    pub(crate) deny: Vec<Policy>,
+    pub(crate) allow: Vec<Policy>,
 }
 
 /// A CUSTOM policy with the place of its Rego policy in [`Program::rego`].
@@ -76,12 +88,16 @@ impl Program {
             rego.push(Rego::load(policy).map_err(|error| LoadError::Rego { policy: name, error })?);
         }
         let attributes = attributes(&document.policies, &rego);
-        let (mut custom, mut deny, mut allow) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut custom, mut audit) = (Vec::new(), Vec::new());
+        let (mut enforced, mut dry_run) = (RuleSets::default(), RuleSets::default());
         for policy in document.policies {
+            let sets = if policy.dry_run { &mut dry_run } else { &mut enforced };
             match policy.action {
-                Action::Allow => allow.push(policy),
-                Action::Deny => deny.push(policy),
+                Action::Allow => sets.allow.push(policy),
+                Action::Deny => sets.deny.push(policy),
+                Action::Custom | Action::Audit if policy.dry_run => return Err(LoadError::DryRun(policy.name)),
                 Action::Custom => custom.push(link(policy, &rego)?),
+                Action::Audit => audit.push(policy),
             }
         }
         Ok(Self {
@@ -89,8 +105,9 @@ impl Program {
             principal: document.workload.principal,
             authentication: document.authentication,
             custom,
-            deny,
-            allow,
+            enforced,
+            dry_run,
+            audit,
             rego,
             attributes,
             ports: document.workload.ports,

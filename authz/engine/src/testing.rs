@@ -25,6 +25,12 @@ impl Document {
         self
     }
 
+    /// Adds a policy as it stands in a document.
+    pub(crate) fn with_policy(mut self, policy: Value) -> Self {
+        self.push("policies", policy);
+        self
+    }
+
     /// Adds a RegoPolicy, and a CUSTOM policy that asks it about every request.
     pub(crate) fn custom(mut self, tier: &str, on_error: &str, module: &str) -> Self {
         let name = format!("shop/rego-{}", self.0["rego"].as_array().map_or(0, Vec::len));

@@ -138,6 +138,8 @@ def policy(resource: Resource[AuthorizationPolicySpec]) -> Json:
     }
     if spec.action is Action.CUSTOM and spec.provider is not None:
         lowered["provider"] = provider_name(resource.namespace, spec.provider.name)
+    if resource.dry_run:
+        lowered["dry_run"] = True
     return lowered
 
 

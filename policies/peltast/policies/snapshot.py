@@ -98,7 +98,13 @@ class Snapshot:
     def version(self) -> str:
         """A hash of the content: equal for equal configurations, wherever and whenever they were read."""
         content = [
-            [resource.kind, resource.full_name, resource.labels, resource.spec.model_dump(mode="json")]
+            [
+                resource.kind,
+                resource.full_name,
+                resource.labels,
+                resource.dry_run,
+                resource.spec.model_dump(mode="json"),
+            ]
             for resource in self.resources
         ]
         rego = {name: [dict(source.modules), dict(source.data)] for name, source in self.rego.items()}

@@ -276,6 +276,9 @@ impl StreamState {
         fields.bytes(Field::Reason, decision.reason.as_str().as_bytes());
         fields.bytes(Field::DecidedBy, outcome.decided_by.as_bytes());
         fields.optional(Field::Detail, decision.detail.as_deref());
+        if let Some(shadow) = &decision.shadow {
+            shadow.write(fields);
+        }
         fields.bytes(Field::Program, &decision.program.0);
         fields.optional(Field::Keys, outcome.keys.map(|keys| keys.0));
     }

@@ -60,6 +60,12 @@ class Action(StrEnum):
     ALLOW = "ALLOW"
     DENY = "DENY"
     CUSTOM = "CUSTOM"
+    AUDIT = "AUDIT"
+
+    @property
+    def can_be_tried(self) -> bool:
+        """Whether a policy can be on trial (dry-run): it decides by its rules alone."""
+        return self in (Action.ALLOW, Action.DENY)
 
 
 class Provider(Model):
