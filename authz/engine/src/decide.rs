@@ -14,7 +14,7 @@ use crate::rego::{Rego, Ruling};
 use crate::request::Request;
 use crate::shadow::Shadow;
 use crate::token::{bearer, Token, TokenCache};
-use crate::{path, Hash, KeySets};
+use crate::{Hash, KeySets};
 
 /// Bytes of cached decisions that one worker keeps.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
@@ -98,12 +98,7 @@ impl Decider {
                 return Verdict::Decided(Answer { decision, cached: false, token: None });
             }
         };
-        let facts = Facts {
-            request,
-            path: path::normalize(request.http.path),
-            token: token.as_deref(),
-            destination_port: program.application_port(request.connection.destination_port),
-        };
+        let facts = program.facts(request, token.as_deref());
         write_key(program, &facts, &mut self.key);
         if let Some(decision) = self.decisions.get(&self.key, now) {
             return Verdict::Decided(Answer { decision, cached: true, token });
@@ -149,7 +144,7 @@ impl Decider {
         let shadow = Shadow::of(program, facts);
         let mut asked = None;
         for custom in &program.custom {
-            let Some(rule) = matching(&custom.rules, facts) else { continue };
+            let Some(rule) = custom.policy.matching(facts) else { continue };
             let rego = &program.rego[custom.provider];
             let ruling = if rego.tier == Tier::Check && !self.evaluates_check_tier {
                 asked = asked.or(Some(rego));
@@ -158,7 +153,7 @@ impl Decider {
                 let evaluator = self.evaluators.get(program, custom.provider);
                 rego.evaluate(evaluator, facts).map_err(Failure::Rego)
             };
-            if let Some(denied) = state.apply(rego, ruling, program, (&custom.name, rule)) {
+            if let Some(denied) = state.apply(rego, ruling, program, (&custom.policy.name, rule)) {
                 return Outcome::of(Decision { shadow, ..denied }, asked);
             }
         }
@@ -291,7 +286,8 @@ fn by_rules(program: &Program, facts: &Facts<'_>) -> Option<Decision> {
     if let Some((policy, rule)) = first_match(&policies.allow, facts) {
         return Some(decided(Effect::Allow, Reason::AllowRule).by(policy, rule));
     }
-    (!policies.allow.is_empty()).then(|| decided(Effect::Deny, Reason::NoAllowRule))
+    let closed = policies.allow.iter().any(|policy| policy.applies(facts));
+    closed.then(|| decided(Effect::Deny, Reason::NoAllowRule))
 }
 
 /// The first of `policies` with a rule that matches, and that rule.
@@ -304,12 +300,20 @@ pub(crate) fn matches<'p>(
     policies: &'p [Policy],
     facts: &'p Facts<'_>,
 ) -> impl Iterator<Item = (&'p Arc<str>, u32)> + use<'p> {
-    policies.iter().filter_map(|policy| Some((&policy.name, matching(&policy.rules, facts)?)))
+    policies.iter().filter_map(|policy| Some((&policy.name, policy.matching(facts)?)))
 }
 
-/// The first of `rules` that matches.
-fn matching(rules: &[Rule], facts: &Facts<'_>) -> Option<u32> {
-    rules.iter().position(|rule| rule.matches(facts)).map(|index| index as u32)
+impl Policy {
+    /// Whether it is for the port that the request came to.
+    pub(crate) fn applies(&self, facts: &Facts<'_>) -> bool {
+        self.service_ports.is_empty() || self.service_ports.contains(&facts.request.connection.destination_port)
+    }
+
+    /// The first of its rules that matches.
+    fn matching(&self, facts: &Facts<'_>) -> Option<u32> {
+        let first = || self.rules.iter().position(|rule| rule.matches(facts));
+        self.applies(facts).then(first).flatten().map(|index| index as u32)
+    }
 }
 
 impl Rule {

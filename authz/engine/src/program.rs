@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::attribute::Attribute;
+use crate::attribute::{Attribute, Facts};
 use crate::document::{Action, Authentication, Document, Policy, Rule, Tier, SCHEMA};
+use crate::path::Normalization;
 use crate::rego::{Rego, RegoError};
+use crate::request::Request;
+use crate::token::Token;
 use crate::Hash;
 
 /// Why a program cannot be loaded.
@@ -52,6 +55,8 @@ pub struct Program {
     /// Every attribute that a decision may rest on, in the order of cache keys.
     pub(crate) attributes: Vec<Attribute>,
     ports: BTreeMap<u16, u16>,
+    path_normalization: Normalization,
+    trusted_proxies: usize,
 }
 
 /// The policies that decide by rules alone.
@@ -63,8 +68,7 @@ pub(crate) struct RuleSets {
 
 /// A CUSTOM policy with the place of its Rego policy in [`Program::rego`].
 pub(crate) struct Custom {
-    pub(crate) name: Arc<str>,
-    pub(crate) rules: Vec<Rule>,
+    pub(crate) policy: Policy,
     pub(crate) provider: usize,
 }
 
@@ -111,6 +115,8 @@ impl Program {
             rego,
             attributes,
             ports: document.workload.ports,
+            path_normalization: document.workload.path_normalization,
+            trusted_proxies: document.workload.trusted_proxies,
         })
     }
 
@@ -134,6 +140,22 @@ impl Program {
         self.ports.get(&port).copied().unwrap_or(port)
     }
 
+    /// How paths are normalized before rules see them, and before the application does.
+    pub fn path_normalization(&self) -> Normalization {
+        self.path_normalization
+    }
+
+    /// `request`, with its verified `token`, as rules see it.
+    pub(crate) fn facts<'a>(&self, request: &'a Request<'a>, token: Option<&'a Token>) -> Facts<'a> {
+        Facts {
+            request,
+            path: self.path_normalization.apply(request.http.path),
+            token,
+            destination_port: self.application_port(request.connection.destination_port),
+            trusted_proxies: self.trusted_proxies,
+        }
+    }
+
     /// The Rego policies and where each is evaluated.
     pub fn rego_policies(&self) -> impl Iterator<Item = (&str, Tier)> {
         self.rego.iter().map(|rego| (&*rego.name, rego.tier))
@@ -146,7 +168,7 @@ fn link(policy: Policy, rego: &[Rego]) -> Result<Custom, LoadError> {
         let provider = policy.provider.as_deref().unwrap_or_default().to_owned();
         return Err(LoadError::Provider { policy: policy.name, provider });
     };
-    Ok(Custom { name: policy.name, rules: policy.rules, provider })
+    Ok(Custom { policy, provider })
 }
 
 /// A Rego policy whose input no attributes determine adds none: its decisions are never cached.
@@ -154,5 +176,8 @@ fn attributes(policies: &[Policy], rego: &[Rego]) -> Vec<Attribute> {
     let conditions = policies.iter().flat_map(|policy| &policy.rules).flat_map(Rule::conditions);
     let mut all: BTreeSet<Attribute> = conditions.map(|condition| condition.attribute.clone()).collect();
     all.extend(rego.iter().filter_map(Rego::attributes).flatten().cloned());
+    if policies.iter().any(|policy| !policy.service_ports.is_empty()) {
+        all.insert(Attribute::ServicePort);
+    }
     all.into_iter().collect()
 }

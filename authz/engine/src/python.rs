@@ -396,8 +396,8 @@ fn document_hash(document: &[u8]) -> String {
 
 /// `path_and_query` with its path normalized as in every decision.
 #[pyfunction]
-fn normalize_path<'py>(py: Python<'py>, path_and_query: &[u8]) -> Bound<'py, PyBytes> {
-    PyBytes::new(py, &crate::path::normalize(path_and_query))
+fn normalize_path<'py>(py: Python<'py>, program: &PyProgram, path_and_query: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &program.0.path_normalization().apply(path_and_query))
 }
 
 #[pymodule]

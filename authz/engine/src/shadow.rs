@@ -39,12 +39,12 @@ impl Shadow {
     pub(crate) fn of(program: &Program, facts: &Facts<'_>) -> Option<Arc<Self>> {
         let tried = &program.dry_run;
         Self::encode(|fields| {
-            if !tried.deny.is_empty() {
+            if tried.deny.iter().any(|policy| policy.applies(facts)) {
                 let found = first_match(&tried.deny, facts);
                 fields.bytes(Field::DryRunDeny, if found.is_some() { b"deny" } else { b"allow" });
                 write_rule(fields, (Field::DryRunDenyPolicy, Field::DryRunDenyRule), found);
             }
-            if !tried.allow.is_empty() {
+            if tried.allow.iter().any(|policy| policy.applies(facts)) {
                 let found = first_match(&tried.allow, facts);
                 fields.bytes(Field::DryRunAllow, if found.is_some() { b"allow" } else { b"deny" });
                 write_rule(fields, (Field::DryRunAllowPolicy, Field::DryRunAllowRule), found);

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use peltast_engine::path;
+use peltast_engine::path::Normalization;
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::{
     Answer, Decision, Effect, Hash, Http, KeySets, Lifetime, Program, Question, Reason, Request, Source, Verdict,
@@ -289,7 +289,7 @@ impl StreamState {
         if decision.effect == Effect::Deny {
             return Next::Deny(Arc::clone(decision));
         }
-        forward_decided_path(stream);
+        forward_decided_path(stream, self.program.path_normalization());
         if answer.token.as_ref().is_some_and(|token| !token.forward) {
             stream.set_request_header("authorization", b"");
         }
@@ -305,10 +305,10 @@ impl StreamState {
 }
 
 /// The application gets the path that was decided about. Envoy normalizes once, the engine until nothing changes
-/// (see [`path`]): of `/public/%2e%2e;/admin` Envoy alone would forward `/public/..;/admin`.
-fn forward_decided_path(stream: &mut Stream) {
+/// (see [`Normalization::apply`]): of `/public/%2e%2e;/admin` Envoy alone would forward `/public/..;/admin`.
+fn forward_decided_path(stream: &mut Stream, normalization: Normalization) {
     let given = stream.header(":path").unwrap_or_default();
-    let decided = match path::normalize(given) {
+    let decided = match normalization.apply(given) {
         Cow::Owned(decided) if decided != given => decided,
         _ => return,
     };

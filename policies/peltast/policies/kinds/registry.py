@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
+from peltast.policies.kinds.mesh import MeshConfigSpec
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Model, Resource, Spec
 from peltast.policies.kinds.workload import ServiceSpec, WorkloadEntrySpec, WorkloadRegistrationSpec
@@ -25,6 +26,7 @@ _PELTAST = ("peltast.dev/v1",)
 
 KINDS: dict[str, tuple[tuple[str, ...], type[Spec]]] = {
     "AuthorizationPolicy": (_SECURITY, AuthorizationPolicySpec),
+    "MeshConfig": (_PELTAST, MeshConfigSpec),
     "PeerAuthentication": (_SECURITY, PeerAuthenticationSpec),
     "RequestAuthentication": (_SECURITY, RequestAuthenticationSpec),
     "RegoPolicy": (_PELTAST, RegoPolicySpec),
