@@ -56,14 +56,14 @@ pub struct Question {
     pub timeout_ms: u32,
     /// The request's verified token.
     pub token: Option<Arc<Token>>,
-    unanswered: Decision,
+    unanswered: Box<Decision>,
 }
 
 impl Question {
     /// The decision where the check service gave none: as `onError` of the policies that ask it says, and as all
     /// others say, which an unanswered question must not silence.
     pub fn unanswered(&self, detail: String) -> Decision {
-        let decision = self.unanswered.clone();
+        let decision = Decision::clone(&self.unanswered);
         Decision { detail: decision.detail.or(Some(detail)), ..decision }
     }
 }
@@ -113,7 +113,7 @@ impl Decider {
                 key: rego.attributes().map(|_| self.key.as_slice().into()),
                 timeout_ms: rego.timeout_ms,
                 token,
-                unanswered,
+                unanswered: Box::new(unanswered),
             }),
         }
     }

@@ -28,8 +28,9 @@ pub enum Normalization {
     DecodeAndMergeSlashes,
 }
 
-/// Passes after which a path that still changes is taken as it is. Each further pass needs another level of
-/// encoding hidden behind a `;`, so that two are the most that was ever needed.
+/// Passes after which a path that still changes is taken as it is. Each further pass needs another level of encoding
+/// (`%%32e` is `%2e` after one, and a dot after two), and two are the most that was ever needed. A path nested deeper
+/// is decided about, and forwarded, as it then stands.
 const MAX_PASSES: usize = 8;
 
 /// The part of `path_and_query` before the query.
