@@ -89,7 +89,7 @@ impl StreamState {
         let Some(asked) = self.question.take() else { return Next::Wait };
         let decision = answer.and_then(|body| callout::decision(&body, &self.program));
         let decision = Arc::new(decision.unwrap_or_else(|detail| asked.question.unanswered(detail)));
-        let answer = self.finish(stream, asked, decision);
+        let answer = self.finish(stream, *asked, decision);
         self.carry_out(stream, &answer)
     }
 
@@ -187,11 +187,11 @@ impl StreamState {
     fn unsent(&mut self, stream: &Stream, number: u32) -> Step {
         let Some(asked) = self.question.take() else { return Step::Waiting };
         let decision = asked.question.unanswered(format!("the check service was not asked: Envoy's result {number}"));
-        Step::Concluded(self.finish(stream, asked, Arc::new(decision)))
+        Step::Concluded(self.finish(stream, *asked, Arc::new(decision)))
     }
 
     /// Ends the wait of this stream, and of those that wait for the same answer.
-    fn finish(&mut self, stream: &Stream, asked: Box<Asked>, decision: Arc<Decision>) -> Answer {
+    fn finish(&mut self, stream: &Stream, asked: Asked, decision: Arc<Decision>) -> Answer {
         if let (Some(key), Lifetime::Milliseconds(_)) = (&asked.question.key, decision.lifetime) {
             worker::with(|worker| worker.decider.remember(key, &decision, Now::read().ms()));
         }
