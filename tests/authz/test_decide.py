@@ -431,6 +431,68 @@ def test_an_allowed_prefix_does_not_lead_out_of_itself(mesh: Mesh, policy: Polic
     assert not mesh(policy(allow(**operation(paths=["/public/*"])))).decide(path=path).allowed
 
 
+@pytest.mark.parametrize("path", ["/", "//", "///", "/.//", "/a/..//", "/\\"])
+def test_a_rule_for_the_root_is_for_all_ways_to_write_it(mesh: Mesh, policy: Policy, path: str) -> None:
+    """Envoy makes one slash of two, but for a path that has nothing else."""
+    assert not mesh(policy(deny(**operation(paths=["/"])))).decide(path=path).allowed
+
+
+MODES = {"NONE": 0, "BASE": 1, "MERGE_SLASHES": 2, "DECODE_AND_MERGE_SLASHES": 3}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("path", "least"), [("/x/../a/b", 1), ("/a//b", 2), ("/a%2fb", 3), ("/a%252fb", 4)])
+def test_paths_are_normalized_in_the_meshs_mode(mesh: Mesh, policy: Policy, mode: str, path: str, least: int) -> None:
+    settings = policy({"pathNormalization": {"normalization": mode}}, kind="MeshConfig")
+    made = mesh(settings, policy(deny(**operation(paths=["/a/b"]))))
+    assert made.decide(path=path).allowed is (MODES[mode] < least)
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "client"),
+    [
+        (0, "203.0.113.9", "10.0.0.1"),
+        (1, None, "10.0.0.1"),
+        (1, "6.6.6.6, 203.0.113.9", "203.0.113.9"),
+        (2, "6.6.6.6, 203.0.113.9, 198.51.100.1", "203.0.113.9"),
+        (2, "203.0.113.9", "10.0.0.1"),
+    ],
+)
+def test_the_client_behind_trusted_proxies_is_the_remote_one(
+    mesh: Mesh, policy: Policy, proxies: int, forwarded: str | None, client: str
+) -> None:
+    settings = policy({"defaultConfig": {"gatewayTopology": {"numTrustedProxies": proxies}}}, kind="MeshConfig")
+    headers = [("x-forwarded-for", forwarded)] if forwarded else []
+    for rule in (source(remoteIpBlocks=[client]), when("remote.ip", client)):
+        assert mesh(settings, policy(allow(**rule))).decide(headers=headers).allowed
+    for rule in (source(notRemoteIpBlocks=[client]), when("remote.ip", unless=(client,))):
+        assert not mesh(settings, policy(allow(**rule))).decide(headers=headers).allowed
+    assert mesh(settings, policy(allow(**source(ipBlocks=["10.0.0.1"])))).decide(headers=headers).allowed
+
+
+def test_a_policy_for_a_service_is_enforced_at_its_ports(mesh: Mesh, policy: Policy) -> None:
+    other = """
+apiVersion: v1
+kind: Service
+metadata: {name: admin, namespace: shop}
+spec: {selector: {app: catalog}, ports: [{port: 70, targetPort: 7070}]}
+"""
+    spec = {"targetRefs": [{"group": "", "kind": "Service", "name": "admin"}], "action": "DENY", "rules": [{}]}
+    made = mesh(other, policy(spec))
+    assert {port: made.decide(destination_port=port).allowed for port in (70, 80, 90)} == {
+        70: False, 80: True, 90: True
+    }  # fmt: skip
+    assert mesh(other, policy(spec), workload="front/web").decide(destination_port=70).allowed
+
+
+@pytest.mark.parametrize("trust_domain", ["cluster.local", "old.example", "older.example"])
+def test_a_principal_is_meant_in_all_trust_domains_of_the_mesh(mesh: Mesh, policy: Policy, trust_domain: str) -> None:
+    settings = policy({"trustDomainAliases": ["old.example", "older.example"]}, kind="MeshConfig")
+    made = mesh(settings, policy(deny(**source(principals=["old.example/ns/front/sa/web"]))))
+    assert not made.decide(source_principal=f"spiffe://{trust_domain}/ns/front/sa/web").allowed
+    assert made.decide(source_principal="spiffe://other.example/ns/front/sa/web").allowed
+
+
 def test_an_encoded_slash_stays_encoded(mesh: Mesh, policy: Policy) -> None:
     made = mesh(policy(allow(**operation(paths=["/a%2Fb"]))))
     assert made.decide(path="/a%2Fb").allowed
