@@ -58,9 +58,13 @@ class Mesh:
         return self.decider.decide(self.program, self.keys, self.revocations, Request(**{**request, **given}), now_ms)
 
 
-def policy_yaml(spec: Any, kind: str = "AuthorizationPolicy", name: str = "p", namespace: str = "shop") -> str:
-    group = "peltast.dev/v1" if kind == "RegoPolicy" else "security.istio.io/v1"
-    metadata = {"name": name, "namespace": namespace}
+def policy_yaml(
+    spec: Any, kind: str = "AuthorizationPolicy", name: str = "p", namespace: str = "shop", *, dry_run: bool = False
+) -> str:
+    group = "peltast.dev/v1" if kind in ("RegoPolicy", "MeshConfig") else "security.istio.io/v1"
+    metadata: dict[str, Any] = {"name": name, "namespace": namespace}
+    if dry_run:
+        metadata["annotations"] = {"istio.io/dry-run": "true"}
     return yaml.safe_dump({"apiVersion": group, "kind": kind, "metadata": metadata, "spec": spec})
 
 

@@ -131,6 +131,67 @@ def test_the_first_matching_rule_is_named(mesh: Mesh, policy: Policy) -> None:
     assert mesh(policy({"rules": rules})).decide().rule == 1
 
 
+# Policies that are not enforced ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "reason", "shadow"),
+    [
+        pytest.param(
+            "GET",
+            "allow_rule",
+            {"dry_run_deny": "allow", "dry_run_allow": "deny", "audit_rules": "shop/audit[1]"},
+            id="on trial, an ALLOW policy would deny what it does not name",
+        ),
+        pytest.param(
+            "PUT",
+            "allow_rule",
+            {
+                "dry_run_deny": "deny",
+                "dry_run_deny_policy": "shop/deny",
+                "dry_run_deny_rule": 1,
+                "dry_run_allow": "deny",
+            },
+            id="on trial, a DENY policy does not deny",
+        ),
+        pytest.param(
+            "DELETE",
+            "deny_rule",
+            {
+                "dry_run_deny": "allow",
+                "dry_run_allow": "allow",
+                "dry_run_allow_policy": "shop/allow",
+                "dry_run_allow_rule": 0,
+            },
+            id="on trial, an ALLOW policy does not allow",
+        ),
+    ],
+)  # fmt: skip
+def test_what_is_not_enforced_decides_nothing_and_is_told(
+    mesh: Mesh, policy: Policy, method: str, reason: str, shadow: dict[str, Any]
+) -> None:
+    made = mesh(
+        policy(deny(**operation(methods=["DELETE"])), name="enforced-deny"),
+        policy({"rules": [{}]}, name="enforced-allow"),
+        policy({"action": "DENY", "rules": [operation(methods=["X"]), operation(methods=["PUT"])]}, name="deny",
+               dry_run=True),
+        policy(allow(**operation(methods=["DELETE"])), name="allow", dry_run=True),
+        policy({"action": "AUDIT", "rules": [operation(methods=["X"]), operation(methods=["GET"])]}, name="audit"),
+    )  # fmt: skip
+    for decided_by in ("engine", "cache"):
+        decision = made.decide(method=method)
+        assert (decision.reason, decision.decided_by, decision.shadow) == (reason, decided_by, shadow)
+
+
+def test_an_allow_policy_on_trial_does_not_close_a_workload(mesh: Mesh, policy: Policy) -> None:
+    decision = mesh(policy({}, dry_run=True)).decide()
+    assert (decision.reason, decision.shadow) == ("no_allow_policy", {"dry_run_allow": "deny"})
+
+
+def test_without_such_policies_there_is_no_shadow(mesh: Mesh, policy: Policy) -> None:
+    assert mesh(policy({"rules": [{}]})).decide().shadow == {}
+
+
 # Where policies apply ---------------------------------------------------------------------------------------------
 
 
@@ -368,6 +429,68 @@ def test_a_denied_path_is_denied_however_it_is_written(mesh: Mesh, policy: Polic
 )
 def test_an_allowed_prefix_does_not_lead_out_of_itself(mesh: Mesh, policy: Policy, path: str) -> None:
     assert not mesh(policy(allow(**operation(paths=["/public/*"])))).decide(path=path).allowed
+
+
+@pytest.mark.parametrize("path", ["/", "//", "///", "/.//", "/a/..//", "/\\"])
+def test_a_rule_for_the_root_is_for_all_ways_to_write_it(mesh: Mesh, policy: Policy, path: str) -> None:
+    """Envoy makes one slash of two, but for a path that has nothing else."""
+    assert not mesh(policy(deny(**operation(paths=["/"])))).decide(path=path).allowed
+
+
+MODES = {"NONE": 0, "BASE": 1, "MERGE_SLASHES": 2, "DECODE_AND_MERGE_SLASHES": 3}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("path", "least"), [("/x/../a/b", 1), ("/a//b", 2), ("/a%2fb", 3), ("/a%252fb", 4)])
+def test_paths_are_normalized_in_the_meshs_mode(mesh: Mesh, policy: Policy, mode: str, path: str, least: int) -> None:
+    settings = policy({"pathNormalization": {"normalization": mode}}, kind="MeshConfig")
+    made = mesh(settings, policy(deny(**operation(paths=["/a/b"]))))
+    assert made.decide(path=path).allowed is (MODES[mode] < least)
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "client"),
+    [
+        (0, "203.0.113.9", "10.0.0.1"),
+        (1, None, "10.0.0.1"),
+        (1, "6.6.6.6, 203.0.113.9", "203.0.113.9"),
+        (2, "6.6.6.6, 203.0.113.9, 198.51.100.1", "203.0.113.9"),
+        (2, "203.0.113.9", "10.0.0.1"),
+    ],
+)
+def test_the_client_behind_trusted_proxies_is_the_remote_one(
+    mesh: Mesh, policy: Policy, proxies: int, forwarded: str | None, client: str
+) -> None:
+    settings = policy({"defaultConfig": {"gatewayTopology": {"numTrustedProxies": proxies}}}, kind="MeshConfig")
+    headers = [("x-forwarded-for", forwarded)] if forwarded else []
+    for rule in (source(remoteIpBlocks=[client]), when("remote.ip", client)):
+        assert mesh(settings, policy(allow(**rule))).decide(headers=headers).allowed
+    for rule in (source(notRemoteIpBlocks=[client]), when("remote.ip", unless=(client,))):
+        assert not mesh(settings, policy(allow(**rule))).decide(headers=headers).allowed
+    assert mesh(settings, policy(allow(**source(ipBlocks=["10.0.0.1"])))).decide(headers=headers).allowed
+
+
+def test_a_policy_for_a_service_is_enforced_at_its_ports(mesh: Mesh, policy: Policy) -> None:
+    other = """
+apiVersion: v1
+kind: Service
+metadata: {name: admin, namespace: shop}
+spec: {selector: {app: catalog}, ports: [{port: 70, targetPort: 7070}]}
+"""
+    spec = {"targetRefs": [{"group": "", "kind": "Service", "name": "admin"}], "action": "DENY", "rules": [{}]}
+    made = mesh(other, policy(spec))
+    assert {port: made.decide(destination_port=port).allowed for port in (70, 80, 90)} == {
+        70: False, 80: True, 90: True
+    }  # fmt: skip
+    assert mesh(other, policy(spec), workload="front/web").decide(destination_port=70).allowed
+
+
+@pytest.mark.parametrize("trust_domain", ["cluster.local", "old.example", "older.example"])
+def test_a_principal_is_meant_in_all_trust_domains_of_the_mesh(mesh: Mesh, policy: Policy, trust_domain: str) -> None:
+    settings = policy({"trustDomainAliases": ["old.example", "older.example"]}, kind="MeshConfig")
+    made = mesh(settings, policy(deny(**source(principals=["old.example/ns/front/sa/web"]))))
+    assert not made.decide(source_principal=f"spiffe://{trust_domain}/ns/front/sa/web").allowed
+    assert made.decide(source_principal="spiffe://other.example/ns/front/sa/web").allowed
 
 
 def test_an_encoded_slash_stays_encoded(mesh: Mesh, policy: Policy) -> None:

@@ -49,6 +49,16 @@ spec:
     } if input.parsed_path[2] == "ada"
 """
 
+TRIED = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: tried, namespace: shop, annotations: {istio.io/dry-run: "true"}}
+spec:
+  action: DENY
+  rules: [{to: [{operation: {paths: [/open/asked/ada]}}]}]
+"""
+
 CLOSED = """
 ---
 apiVersion: security.istio.io/v1
@@ -63,7 +73,7 @@ spec:
 @pytest.fixture
 def asking(folder: Path) -> Path:
     """A mesh whose server's policies ask the check service."""
-    (folder / "policies.yaml").write_text(ALLOW + ASKS)
+    (folder / "policies.yaml").write_text(ALLOW + ASKS + TRIED)
     return folder
 
 
@@ -84,11 +94,14 @@ async def test_answers_are_carried_out_and_cached(asking: Path, state: Path) -> 
         assert (denied.status, denied.body) == (402, b"pay")
         database = await mesh.connect()
 
-        async def by() -> bool:
-            rows = await database.fetch("SELECT decided_by FROM requests ORDER BY time")
-            return [row["decided_by"] for row in rows] == ["check", "cache", "check"]
+        async def told() -> bool:
+            rows = await database.fetch(
+                "SELECT decided_by, dry_run_deny, dry_run_deny_policy FROM requests ORDER BY time"
+            )
+            tried = ("deny", "shop/tried")
+            return [tuple(row) for row in rows] == [("check", *tried), ("cache", *tried), ("check", "allow", None)]
 
-        await eventually(by, "the records say who decided")
+        await eventually(told, "the records say who decided, and what the policy on trial would have")
         await database.close()
 
 
@@ -108,8 +121,8 @@ async def test_without_the_check_service_questions_are_denied_and_known_answers_
         database = await mesh.connect()
 
         async def reasons() -> bool:
-            rows = await database.fetch("SELECT reason FROM requests WHERE effect = 'deny'")
-            return [row["reason"] for row in rows] == ["check_unreachable"]
+            rows = await database.fetch("SELECT reason, dry_run_deny FROM requests WHERE effect = 'deny'")
+            return [tuple(row) for row in rows] == [("check_unreachable", "allow")]
 
         await eventually(reasons, "the record says why")
         await database.close()

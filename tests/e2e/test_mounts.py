@@ -62,6 +62,16 @@ PATHS = [
 ]
 HEADERS = [{}, {"x-tenant": "blue"}, {"x-tenant": "green"}, {"x-tenant": "blue-1", "x-debug": "1"}, {"x-tenant": ""}]
 
+SHADOW = [
+    "dry_run_deny",
+    "dry_run_deny_policy",
+    "dry_run_deny_rule",
+    "dry_run_allow",
+    "dry_run_allow_policy",
+    "dry_run_allow_rule",
+    "audit_rules",
+]
+
 POLICIES = """
 apiVersion: security.istio.io/v1
 kind: RequestAuthentication
@@ -96,6 +106,28 @@ spec:
       when: [{key: "request.auth.claims[groups]", values: [writers]}]
     - from: [{source: {notRequestPrincipals: ["*"]}}]
       to: [{operation: {paths: ["/tokens/lists"], methods: [PUT]}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: tried-deny, namespace: shop, annotations: {istio.io/dry-run: "true"}}
+spec:
+  action: DENY
+  rules:
+    - to: [{operation: {methods: [PUT]}}]
+    - when: [{key: "request.auth.claims[groups]", values: [writers]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: tried-allow, namespace: shop, annotations: {istio.io/dry-run: "true"}}
+spec:
+  rules: [{from: [{source: {namespaces: [office]}}]}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: watched, namespace: shop}
+spec:
+  action: AUDIT
+  rules: [{to: [{operation: {paths: ["/tokens/*", "/rego/*"]}}]}]
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -166,7 +198,8 @@ async def test_generated_requests_are_decided_alike_in_both_mounts(folder: Path,
         decision = service.decide(check_request(case))
         effect = "allow" if decision.allowed else "deny"
         here = (effect, decision.status, decision.policy, decision.rule, decision.reason)
-        assert recorded[request_id] == here, case
+        shadow = tuple(decision.shadow.get(name) for name in SHADOW)
+        assert recorded[request_id] == (*here, *shadow), case
         assert answers[request_id] == decision.status, case
         outcomes[here] += 1
     assert len(outcomes) >= 12, f"the requests try few rules: {outcomes}"
@@ -192,7 +225,8 @@ async def on_record(mesh: RunningMesh, expected: int) -> dict[str, tuple[Any, ..
     rows = await connection.fetch("SELECT * FROM records WHERE kind = 'decision'")
     await connection.close()
     decided = {
-        row["request_id"]: (row["effect"], row["status"], row["policy"], row["rule"], row["reason"]) for row in rows
+        row["request_id"]: tuple(row[name] for name in ("effect", "status", "policy", "rule", "reason", *SHADOW))
+        for row in rows
     }
     return decided if len(decided) == expected else None
 

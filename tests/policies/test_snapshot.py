@@ -44,6 +44,11 @@ def policy(name: str, namespace: str = "shop", spec: str = "{}") -> str:
     return f"{head}metadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
 
 
+def mesh_config(name: str, spec: str = "{}") -> str:
+    head = "apiVersion: peltast.dev/v1\nkind: MeshConfig\n"
+    return f"{head}metadata: {{name: {name}, namespace: istio-system}}\nspec: {spec}\n"
+
+
 def join(*documents: str) -> str:
     return "---\n".join(documents)
 
@@ -68,6 +73,22 @@ def snapshot(number: int = 1, trust_domain: str = "cluster.local", **files: str)
         ),
         pytest.param(
             custom("c"), 4, "spec.provider.name", "'c' is given", "known are none", id="a provider of another kind",
+        ),
+        pytest.param(
+            policy("a", spec="{targetRefs: [{kind: Service, name: s}]}"), 4, "spec.targetRefs[0].name", "'s' is given",
+            "a Service is expected; known are none", id="a policy for no service",
+        ),
+        pytest.param(
+            join(policy("a", "front", "{targetRef: {kind: Service, name: s}}"), service("s")), 4,
+            "spec.targetRef.name", "'s' is given", "known are shop/s", id="a policy for another namespace's service",
+        ),
+        pytest.param(
+            join(policy("a", "front", "{targetRef: {kind: Service, name: s, namespace: shop}}"), service("s")), 4,
+            "spec.targetRef.namespace", "'shop' is given", "the policy's namespace, front", id="across namespaces",
+        ),
+        pytest.param(
+            join(mesh_config("a"), mesh_config("b")), 7, "kind", "a second MeshConfig is given",
+            "a mesh has one; the first is in a.yaml:1", id="two MeshConfigs",
         ),
         pytest.param(rego("a", "[x.rego]"), 4, "spec.files[0]", "'x.rego' is given", "no file x.rego", id="no file"),
         pytest.param(
@@ -185,6 +206,31 @@ def test_policies_apply_in_the_order_of_their_names() -> None:
     made = snapshot(a=text)
     applying = made.applying_to(made.workloads["shop/w"], AuthorizationPolicySpec)
     assert [resource.full_name for resource in applying] == ["istio-system/c", "shop/a", "shop/b"]
+
+
+def test_the_root_namespace_is_the_meshs() -> None:
+    text = join(
+        entry("w", "1.1.1.1"), policy("a", "roots"), policy("b", "istio-system"),
+        mesh_config("m", "{rootNamespace: roots}"),
+    )  # fmt: skip
+    made = snapshot(a=text)
+    applying = made.applying_to(made.workloads["shop/w"], AuthorizationPolicySpec)
+    assert [resource.full_name for resource in applying] == ["roots/a"]
+
+
+def test_a_policy_for_a_service_is_for_the_workloads_behind_it_at_its_ports() -> None:
+    text = join(
+        entry("w", "1.1.1.1", "{app: a}"), entry("v", "1.1.1.2", "{app: w}"),
+        service("s", "[{port: 80, targetPort: 8080}, {port: 90, targetPort: 9090}]"),
+        policy("p", spec="{targetRefs: [{kind: Service, name: s}]}"),
+    )  # fmt: skip
+    made = snapshot(a=text)
+    applying = {
+        name: [made.target_ports(resource, workload)
+               for resource in made.applying_to(workload, AuthorizationPolicySpec)]
+        for name, workload in made.workloads.items()
+    }  # fmt: skip
+    assert applying == {"shop/w": [[80, 90]], "shop/v": []}
 
 
 # Versions -------------------------------------------------------------------------------------------------------------

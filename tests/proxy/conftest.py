@@ -99,8 +99,10 @@ def revision() -> Revision:
 def compiled(revision: Revision) -> Callable[..., Resources]:
     """The resources of one workload's sidecar."""
 
-    def of(workload: str, module: str = SURROUNDINGS.module) -> Resources:
+    def of(workload: str, module: str = SURROUNDINGS.module, more: str = "") -> Resources:
         surroundings = dataclasses.replace(SURROUNDINGS, module=module)
-        return compile_resources(revision, revision.snapshot.workloads[workload], surroundings)
+        files = {"mesh.yaml": MESH.encode(), "more.yaml": more.encode()}
+        made = compile_revision(load(files, "mesh.example", 1)) if more else revision
+        return compile_resources(made, made.snapshot.workloads[workload], surroundings)
 
     return of

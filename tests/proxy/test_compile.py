@@ -144,6 +144,27 @@ def test_every_listener_is_alone_on_its_port_normalizes_paths_and_logs(compiled:
     assert logs == {"inbound_8443": {"listener", "inbound"}, "outbound_15001": {"outbound"}}
 
 
+@pytest.mark.parametrize(
+    ("mode", "normalizes", "merges", "escaped_slashes"),
+    [
+        ("NONE", False, False, "KEEP_UNCHANGED"),
+        ("BASE", True, False, "KEEP_UNCHANGED"),
+        ("MERGE_SLASHES", True, True, "KEEP_UNCHANGED"),
+        ("DECODE_AND_MERGE_SLASHES", True, True, "UNESCAPE_AND_FORWARD"),
+    ],
+)
+def test_envoy_normalizes_paths_in_the_meshs_mode(
+    compiled: Compiled, mode: str, escaped_slashes: str, *, normalizes: bool, merges: bool
+) -> None:
+    spec = f"{{pathNormalization: {{normalization: {mode}}}}}"
+    settings = f"apiVersion: peltast.dev/v1\nkind: MeshConfig\nmetadata: {{name: mesh}}\nspec: {spec}\n"
+    for listener in plain(compiled("bookshop/storefront", more=settings)[LISTENER]).values():
+        [manager] = [each for each in nodes(listener) if "stat_prefix" in each]
+        assert manager["normalize_path"] is normalizes
+        assert manager.get("merge_slashes", False) is merges
+        assert manager["path_with_escaped_slashes_action"] == escaped_slashes
+
+
 def test_requests_fail_closed_until_program_keys_and_revocations_have_come(compiled: Compiled) -> None:
     resources = compiled("bookshop/ledger-1")
     inbound = readable(resources[LISTENER]["inbound_9443"])

@@ -21,6 +21,8 @@ NUMBER_FIELDS = (
     "bytes_received",
     "bytes_sent",
     "duration_ns",
+    "dry_run_deny_rule",
+    "dry_run_allow_rule",
 )
 TEXT_FIELDS = (
     "source_principal",
@@ -43,6 +45,11 @@ TEXT_FIELDS = (
     "actor",
     "action",
     "object",
+    "dry_run_deny",
+    "dry_run_deny_policy",
+    "dry_run_allow",
+    "dry_run_allow_policy",
+    "audit_rules",
 )
 _FIELDS = BYTES_FIELDS + NUMBER_FIELDS + TEXT_FIELDS
 _OWN = ("spool", "sequence", "owner", "schema", "kind", "time", "time_ns", "body", "link")

@@ -25,12 +25,16 @@ pub enum Attribute {
     SourceServiceAccount,
     /// Address of the peer.
     SourceIp,
+    /// Address of the client behind trusted proxies.
+    RemoteIp,
     /// Port of the peer.
     SourcePort,
     /// Address that the peer connected to.
     DestinationIp,
     /// Port of the application that the request is for.
     DestinationPort,
+    /// Port that the peer connected to. No rule names it: policies for a service are for its ports.
+    ServicePort,
     /// Server name of the TLS handshake.
     ConnectionSni,
     /// Method.
@@ -64,8 +68,10 @@ const PLAIN: &[(&str, Attribute)] = &[
     ("source.serviceAccount", Attribute::SourceServiceAccount),
     ("source.ip", Attribute::SourceIp),
     ("source.port", Attribute::SourcePort),
+    ("remote.ip", Attribute::RemoteIp),
     ("destination.ip", Attribute::DestinationIp),
     ("destination.port", Attribute::DestinationPort),
+    ("destination.servicePort", Attribute::ServicePort),
     ("connection.sni", Attribute::ConnectionSni),
     ("request.method", Attribute::RequestMethod),
     ("request.host", Attribute::RequestHost),
@@ -135,6 +141,8 @@ pub struct Facts<'a> {
     pub token: Option<&'a Token>,
     /// Port of the application behind the port that the peer connected to.
     pub destination_port: u16,
+    /// Proxies before the peer whose word in `x-forwarded-for` is taken.
+    pub trusted_proxies: usize,
 }
 
 impl Facts<'_> {
@@ -149,9 +157,13 @@ impl Facts<'_> {
             Attribute::SourceNamespace => text(principal.and_then(namespace)),
             Attribute::SourceServiceAccount => text(principal.and_then(service_account).as_deref()),
             Attribute::SourceIp => text(connection.source_ip.map(|ip| ip.to_string()).as_deref()),
+            Attribute::RemoteIp => {
+                text(self.request.remote_ip(self.trusted_proxies).map(|ip| ip.to_string()).as_deref())
+            }
             Attribute::SourcePort => text(Some(&connection.source_port.to_string())),
             Attribute::DestinationIp => text(connection.destination_ip.map(|ip| ip.to_string()).as_deref()),
             Attribute::DestinationPort => text(Some(&self.destination_port.to_string())),
+            Attribute::ServicePort => text(Some(&connection.destination_port.to_string())),
             Attribute::ConnectionSni => text(connection.sni),
             Attribute::RequestMethod => visit(http.method),
             Attribute::RequestHost => visit(http.host),

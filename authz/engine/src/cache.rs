@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::decision::{Decision, Lifetime};
 
-/// Bytes that an entry takes beside its key: the decision and the table's share.
+/// Bytes that an entry takes beside its key and a shadow: the decision and the table's share.
 const ENTRY_BYTES: usize = 512;
 
 struct Entry {
@@ -65,7 +65,8 @@ impl DecisionCache {
     }
 
     fn put(&mut self, key: Box<[u8]>, entry: Entry) {
-        let bytes = key.len() + ENTRY_BYTES;
+        let shadow = entry.decision.shadow.as_ref().map_or(0, |shadow| shadow.bytes());
+        let bytes = key.len() + ENTRY_BYTES + shadow;
         if self.young_bytes + bytes > self.bound / 2 {
             self.old = std::mem::take(&mut self.young);
             self.old_bytes = std::mem::take(&mut self.young_bytes);

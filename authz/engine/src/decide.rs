@@ -8,13 +8,14 @@ use crate::attribute::{Attribute, Facts};
 use crate::cache::DecisionCache;
 use crate::counters::Counters;
 use crate::decision::{Decision, Effect, Lifetime, Reason, Source};
-use crate::document::{Condition, OnError, Rule, Tier};
+use crate::document::{Condition, OnError, Policy, Rule, Tier};
 use crate::pattern::Pattern;
 use crate::program::Program;
 use crate::rego::{Rego, Ruling};
 use crate::request::Request;
+use crate::shadow::Shadow;
 use crate::token::{bearer, Token, TokenCache, Trust};
-use crate::{path, Hash};
+use crate::Hash;
 
 /// Bytes of cached decisions that one worker keeps.
 const CACHE_BYTES: usize = 8 * 1024 * 1024;
@@ -57,14 +58,14 @@ pub struct Question {
     pub timeout_ms: u32,
     /// The request's verified token.
     pub token: Option<Arc<Token>>,
-    unanswered: Decision,
+    unanswered: Box<Decision>,
 }
 
 impl Question {
     /// The decision where the check service gave none: as `onError` of the policies that ask it says, and as all
     /// others say, which an unanswered question must not silence.
     pub fn unanswered(&self, detail: String) -> Decision {
-        let decision = self.unanswered.clone();
+        let decision = Decision::clone(&self.unanswered);
         Decision { detail: decision.detail.or(Some(detail)), ..decision }
     }
 }
@@ -133,12 +134,7 @@ impl Decider {
                 return Verdict::Decided(Answer { decision, cached: false, token: None });
             }
         };
-        let facts = Facts {
-            request,
-            path: path::normalize(request.http.path),
-            token: token.as_deref(),
-            destination_port: program.application_port(request.connection.destination_port),
-        };
+        let facts = program.facts(request, token.as_deref());
         write_key(program, &facts, &mut self.key);
         if let Some(decision) = self.decisions.get(&self.key, now) {
             self.counters.hits += 1;
@@ -158,7 +154,7 @@ impl Decider {
                 key: rego.attributes().map(|_| self.key.as_slice().into()),
                 timeout_ms: rego.timeout_ms,
                 token,
-                unanswered,
+                unanswered: Box::new(unanswered),
             }),
         }
     }
@@ -210,9 +206,10 @@ impl Decider {
 
     fn evaluate<'p>(&mut self, program: &'p Arc<Program>, facts: &Facts<'_>) -> Outcome<'p> {
         let mut state = State { lifetime: Lifetime::Program, failed_open: false, allowed: None };
+        let shadow = Shadow::of(program, facts);
         let mut asked = None;
         for custom in &program.custom {
-            let Some(rule) = matching(&custom.rules, facts) else { continue };
+            let Some(rule) = custom.policy.matching(facts) else { continue };
             let rego = &program.rego[custom.provider];
             let ruling = if rego.tier == Tier::Check && !self.evaluates_check_tier {
                 asked = asked.or(Some(rego));
@@ -221,11 +218,12 @@ impl Decider {
                 let evaluator = self.evaluators.get(program, custom.provider);
                 rego.evaluate(evaluator, facts).map_err(Failure::Rego)
             };
-            if let Some(denied) = state.apply(rego, ruling, program, (&custom.name, rule)) {
-                return Outcome::of(denied, asked);
+            if let Some(denied) = state.apply(rego, ruling, program, (&custom.policy.name, rule)) {
+                return Outcome::of(Decision { shadow, ..denied }, asked);
             }
         }
-        Outcome::of(state.conclude(program, by_rules(program, facts)), asked)
+        let decision = state.conclude(program, by_rules(program, facts));
+        Outcome::of(Decision { shadow, ..decision }, asked)
     }
 }
 
@@ -346,22 +344,41 @@ impl State {
 /// What DENY and ALLOW policies say; none where neither kind has a word in it.
 fn by_rules(program: &Program, facts: &Facts<'_>) -> Option<Decision> {
     let decided = |effect, reason| Decision::without_policy(effect, reason, program.hash);
-    for policy in &program.deny {
-        if let Some(rule) = matching(&policy.rules, facts) {
-            return Some(decided(Effect::Deny, Reason::DenyRule).by(&policy.name, rule));
-        }
+    let policies = &program.enforced;
+    if let Some((policy, rule)) = first_match(&policies.deny, facts) {
+        return Some(decided(Effect::Deny, Reason::DenyRule).by(policy, rule));
     }
-    for policy in &program.allow {
-        if let Some(rule) = matching(&policy.rules, facts) {
-            return Some(decided(Effect::Allow, Reason::AllowRule).by(&policy.name, rule));
-        }
+    if let Some((policy, rule)) = first_match(&policies.allow, facts) {
+        return Some(decided(Effect::Allow, Reason::AllowRule).by(policy, rule));
     }
-    (!program.allow.is_empty()).then(|| decided(Effect::Deny, Reason::NoAllowRule))
+    let closed = policies.allow.iter().any(|policy| policy.applies(facts));
+    closed.then(|| decided(Effect::Deny, Reason::NoAllowRule))
 }
 
-/// The first of `rules` that matches.
-fn matching(rules: &[Rule], facts: &Facts<'_>) -> Option<u32> {
-    rules.iter().position(|rule| rule.matches(facts)).map(|index| index as u32)
+/// The first of `policies` with a rule that matches, and that rule.
+pub(crate) fn first_match<'p>(policies: &'p [Policy], facts: &'p Facts<'_>) -> Option<(&'p Arc<str>, u32)> {
+    matches(policies, facts).next()
+}
+
+/// Each of `policies` with a rule that matches, and the first such rule.
+pub(crate) fn matches<'p>(
+    policies: &'p [Policy],
+    facts: &'p Facts<'_>,
+) -> impl Iterator<Item = (&'p Arc<str>, u32)> + use<'p> {
+    policies.iter().filter_map(|policy| Some((&policy.name, policy.matching(facts)?)))
+}
+
+impl Policy {
+    /// Whether it is for the port that the request came to.
+    pub(crate) fn applies(&self, facts: &Facts<'_>) -> bool {
+        self.service_ports.is_empty() || self.service_ports.contains(&facts.request.connection.destination_port)
+    }
+
+    /// The first of its rules that matches.
+    fn matching(&self, facts: &Facts<'_>) -> Option<u32> {
+        let first = || self.rules.iter().position(|rule| rule.matches(facts));
+        self.applies(facts).then(first).flatten().map(|index| index as u32)
+    }
 }
 
 impl Rule {

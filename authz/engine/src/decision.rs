@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::shadow::Shadow;
 use crate::Hash;
 
 /// Allowed or denied.
@@ -167,6 +168,8 @@ pub struct Decision {
     pub lifetime: Lifetime,
     /// For people: what failed, where something did.
     pub detail: Option<String>,
+    /// What policies that are not enforced say, where there are any.
+    pub shadow: Option<Arc<Shadow>>,
 }
 
 impl Decision {
@@ -185,6 +188,7 @@ impl Decision {
             body: None,
             lifetime: Lifetime::Program,
             detail: None,
+            shadow: None,
         }
     }
 

@@ -11,6 +11,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::attribute::Attribute;
+use crate::path::Normalization;
 use crate::pattern::Pattern;
 
 /// The schema that this engine reads.
@@ -34,6 +35,11 @@ pub(crate) struct Workload {
     pub(crate) principal: String,
     /// Port of the application behind each port that peers connect to.
     pub(crate) ports: BTreeMap<u16, u16>,
+    #[serde(default)]
+    pub(crate) path_normalization: Normalization,
+    /// Proxies before the peer that are trusted to tell in `x-forwarded-for` whom they got a request from.
+    #[serde(default)]
+    pub(crate) trusted_proxies: usize,
 }
 
 /// One `jwtRules` entry of a RequestAuthentication.
@@ -86,6 +92,7 @@ pub(crate) enum Action {
     Allow,
     Deny,
     Custom,
+    Audit,
 }
 
 /// One AuthorizationPolicy that applies to the workload.
@@ -97,6 +104,12 @@ pub(crate) struct Policy {
     /// Of `CUSTOM`: the name of its Rego policy.
     #[serde(default)]
     pub(crate) provider: Option<Arc<str>>,
+    /// Whether it is on trial only (`istio.io/dry-run`): of `ALLOW` and `DENY`.
+    #[serde(default)]
+    pub(crate) dry_run: bool,
+    /// The ports that peers connect to for which it is; all where none are given.
+    #[serde(default)]
+    pub(crate) service_ports: Vec<u16>,
     pub(crate) rules: Vec<Rule>,
 }
 
@@ -136,7 +149,10 @@ mod tests {
     fn sound() -> Value {
         json!({
             "schema": 1,
-            "workload": {"principal": "spiffe://td/ns/a/sa/b", "ports": {"15006": 8080}},
+            "workload": {
+                "principal": "spiffe://td/ns/a/sa/b", "ports": {"15006": 8080}, "path_normalization": "BASE",
+                "trusted_proxies": 1,
+            },
             "authentication": [
                 {"issuer": "https://i", "audiences": ["api"], "forward_original_token": false, "keys": "k"},
             ],
@@ -145,8 +161,8 @@ mod tests {
                 "entrypoint": "data.p.allow", "tier": "sidecar", "on_error": "deny", "timeout_ms": 1000,
             }],
             "policies": [
-                {"name": "a/c", "action": "CUSTOM", "provider": "a/r", "rules": []},
-                {"name": "a/d", "action": "DENY", "rules": [{"from": [], "to": [], "when": [
+                {"name": "a/c", "action": "CUSTOM", "provider": "a/r", "dry_run": false, "rules": []},
+                {"name": "a/d", "action": "DENY", "service_ports": [15006], "rules": [{"from": [], "to": [], "when": [
                     {"attribute": "source.ip", "any": [{"cidr": "10.0.0.0/8"}], "none": ["present"]},
                 ]}]},
             ],
@@ -161,7 +177,8 @@ mod tests {
     fn a_sound_document_is_loaded() {
         let program = load(&sound()).expect("a program");
         assert_eq!((program.principal(), program.application_port(15006)), ("spiffe://td/ns/a/sa/b", 8080));
-        assert_eq!(program.attributes(), ["source.ip".parse::<Attribute>().expect("an attribute")]);
+        let attribute = |name: &str| name.parse::<Attribute>().expect("an attribute");
+        assert_eq!(program.attributes(), [attribute("source.ip"), attribute("destination.servicePort")]);
         assert_eq!(program.rego_policies().collect::<Vec<_>>(), [("a/r", Tier::Sidecar)]);
     }
 
@@ -174,6 +191,9 @@ mod tests {
             ("/workload/ports", json!({"70000": 1}), "70000"),
             ("/workload/ports", json!({"1": 70000}), "70000"),
             ("/workload/ports", json!([]), "invalid type"),
+            ("/workload/path_normalization", json!("SOME"), "unknown variant"),
+            ("/workload/trusted_proxies", json!(-1), "invalid value"),
+            ("/policies/1/service_ports", json!([65536]), "65536"),
             ("/authentication/0", json!({}), "missing field"),
             ("/authentication/0/forward_original_token", json!("no"), "invalid type"),
             ("/rego/0/tier", json!("moon"), "unknown variant"),
@@ -186,7 +206,9 @@ mod tests {
             ("/rego/0/data", json!([]), "data"),
             ("/rego/0/entrypoint", json!("data.p.missing"), "entry point"),
             ("/rego/0/entrypoint", json!(""), "entry point"),
-            ("/policies/0/action", json!("AUDIT"), "unknown variant"),
+            ("/policies/0/action", json!("LOG"), "unknown variant"),
+            ("/policies/0/dry_run", json!(true), "cannot be tried"),
+            ("/policies/0/dry_run", json!("true"), "invalid type"),
             ("/policies/0/provider", json!("a/other"), "no provider"),
             ("/policies/0/provider", Value::Null, "no provider"),
             (when, json!({}), "missing field"),
@@ -208,6 +230,7 @@ mod tests {
 
     #[test]
     fn members_are_neither_missing_nor_more() {
+        let optional = ["dry_run", "service_ports", "path_normalization", "trusted_proxies"];
         let objects = ["", "/workload", "/authentication/0", "/rego/0", "/policies/0", "/policies/1/rules/0"];
         for place in objects {
             let mut document = sound();
@@ -216,9 +239,9 @@ mod tests {
             assert!(load(&document).is_err(), "{place} with another member");
             let names: Vec<String> =
                 sound().pointer(place).and_then(Value::as_object).expect(place).keys().cloned().collect();
-            for name in names {
+            for name in names.iter().filter(|name| !optional.contains(&name.as_str())) {
                 let mut document = sound();
-                document.pointer_mut(place).and_then(Value::as_object_mut).expect(place).remove(&name);
+                document.pointer_mut(place).and_then(Value::as_object_mut).expect(place).remove(name);
                 assert!(load(&document).is_err(), "{place} without {name}");
             }
         }

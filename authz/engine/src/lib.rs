@@ -24,6 +24,7 @@ pub mod record;
 mod rego;
 pub mod request;
 mod segment;
+pub mod shadow;
 pub mod spool;
 mod template;
 #[cfg(test)]
@@ -37,6 +38,7 @@ pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Reason, Source}
 pub use program::{LoadError, Program};
 pub use rego::RegoError;
 pub use request::{Connection, HeaderList, Headers, Http, Request};
+pub use shadow::Shadow;
 pub use token::keys::KeySets;
 pub use token::revocations::Revocations;
 pub use token::{Token, Trust};

@@ -1,16 +1,36 @@
 //! Path normalization, before any policy looks at a path.
 //!
-//! Both mounts must see one path: in the sidecar Envoy has already normalized (`normalize_path`, `merge_slashes`:
-//! Istio's `MERGE_SLASHES`), in Python nobody has. [`normalize`] therefore takes exactly Envoy 1.40's steps, and
-//! takes them until nothing changes, so that normalizing what Envoy normalized gives the same as normalizing once.
-//! Envoy alone is not idempotent: `/a/%2e;/b` becomes `/a/.;/b`, and only a second pass sees the dot segment.
+//! Both mounts must see one path: in the sidecar Envoy has already normalized, by the same mode; in Python nobody has.
+//! [`Normalization::apply`] therefore takes exactly Envoy 1.40's steps, and takes them until nothing changes, so that
+//! normalizing what Envoy normalized gives the same as normalizing once. Envoy alone is not idempotent: `/a/%2e;/b`
+//! becomes `/a/.;/b`, and only a second pass sees the dot segment. And a path of nothing but slashes is `/` here where
+//! slashes are merged, and `//` in Envoy: a rule for `/` would miss it.
 //!
+//! <https://istio.io/latest/docs/reference/config/istio.mesh.v1alpha1/#MeshConfig-ProxyPathNormalization-NormalizationType>
 //! <https://www.envoyproxy.io/docs/envoy/v1.40.0/api-v3/extensions/filters/network/http_connection_manager/v3/http_connection_manager.proto>
 
 use std::borrow::Cow;
 
-/// Passes after which a path that still changes is taken as it is. Each further pass needs another level of
-/// encoding hidden behind a `;`, so that two are the most that was ever needed.
+use serde::Deserialize;
+
+/// What is normalized: Istio's modes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum Normalization {
+    /// Nothing.
+    None,
+    /// RFC 3986, and backslashes are slashes.
+    Base,
+    /// And runs of slashes are one.
+    #[default]
+    MergeSlashes,
+    /// And slashes and backslashes are unescaped first.
+    DecodeAndMergeSlashes,
+}
+
+/// Passes after which a path that still changes is taken as it is. Each further pass needs another level of encoding
+/// (`%%32e` is `%2e` after one, and a dot after two), and two are the most that was ever needed. A path nested deeper
+/// is decided about, and forwarded, as it then stands.
 const MAX_PASSES: usize = 8;
 
 /// The part of `path_and_query` before the query.
@@ -24,24 +44,37 @@ pub fn query(path_and_query: &[u8]) -> &[u8] {
     rest.strip_prefix(b"?").unwrap_or_default()
 }
 
-/// `path_and_query` with its path normalized; the query is kept to the byte.
-///
-/// What does not begin with a slash (`*` of `OPTIONS *`) is no path and is returned unchanged.
-pub fn normalize(path_and_query: &[u8]) -> Cow<'_, [u8]> {
-    if !path_and_query.starts_with(b"/") || is_normal(path_and_query) {
-        return Cow::Borrowed(path_and_query);
-    }
-    let (path, rest) = split(path_and_query);
-    let mut normal = path.to_vec();
-    for _ in 0..MAX_PASSES {
-        let next = merge_slashes(&canonicalize(&strip_dot_parameters(&normal)));
-        if next == normal {
-            break;
+impl Normalization {
+    /// `path_and_query` with its path normalized; the query is kept to the byte.
+    ///
+    /// What does not begin with a slash (`*` of `OPTIONS *`) is no path and is returned unchanged.
+    pub fn apply(self, path_and_query: &[u8]) -> Cow<'_, [u8]> {
+        if !path_and_query.starts_with(b"/") || is_normal(path_and_query) || self == Self::None {
+            return Cow::Borrowed(path_and_query);
         }
-        normal = next;
+        let (path, rest) = split(path_and_query);
+        let mut normal = path.to_vec();
+        for _ in 0..MAX_PASSES {
+            let next = self.pass(&normal);
+            if next == normal {
+                break;
+            }
+            normal = next;
+        }
+        normal.extend_from_slice(rest);
+        Cow::Owned(normal)
     }
-    normal.extend_from_slice(rest);
-    Cow::Owned(normal)
+
+    /// Envoy's steps, once and in Envoy's order.
+    fn pass(self, path: &[u8]) -> Vec<u8> {
+        let base = |path: &[u8]| canonicalize(&strip_dot_parameters(path));
+        match self {
+            Self::None => path.to_vec(),
+            Self::Base => base(path),
+            Self::MergeSlashes => merge_slashes(&base(path)),
+            Self::DecodeAndMergeSlashes => merge_slashes(&base(&unescape_slashes(path))),
+        }
+    }
 }
 
 fn split(path_and_query: &[u8]) -> (&[u8], &[u8]) {
@@ -49,7 +82,7 @@ fn split(path_and_query: &[u8]) -> (&[u8], &[u8]) {
     path_and_query.split_at(end)
 }
 
-/// Whether no step of [`normalize`] could change the path: the common case, told in one look at each byte.
+/// Whether no step of any mode could change the path: the common case, told in one look at each byte.
 fn is_normal(path_and_query: &[u8]) -> bool {
     let mut after_slash = false;
     for &byte in path_and_query {
@@ -64,7 +97,7 @@ fn is_normal(path_and_query: &[u8]) -> bool {
     true
 }
 
-/// The bytes that no step of [`normalize`] changes wherever they stand, but after a slash. A table, because every byte
+/// The bytes that no step of any mode changes wherever they stand, but after a slash. A table, because every byte
 /// of every path is looked up.
 const NORMAL: [bool; 256] = {
     let mut normal = [false; 256];
@@ -75,6 +108,25 @@ const NORMAL: [bool; 256] = {
     }
     normal
 };
+
+/// `%2f` and `%5c` are slashes.
+fn unescape_slashes(path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    let mut at = 0;
+    while at < path.len() {
+        match unescape(&path[at..]) {
+            (b'/' | b'\\', length) => {
+                out.push(b'/');
+                at += length;
+            }
+            _ => {
+                out.push(path[at]);
+                at += 1;
+            }
+        }
+    }
+    out
+}
 
 /// `/..;x=1/` is `/../` to servers that cut path parameters, so it is to Envoy.
 fn strip_dot_parameters(path: &[u8]) -> Vec<u8> {
@@ -157,7 +209,7 @@ const fn must_escape(byte: u8) -> bool {
     byte < 0x21 || byte > 0x7e || matches!(byte, b'"' | b'<' | b'>' | b'^' | b'`' | b'{' | b'|' | b'}')
 }
 
-/// Runs of slashes become one; a path of nothing but slashes keeps two, as in Envoy.
+/// Runs of slashes become one.
 fn merge_slashes(path: &[u8]) -> Vec<u8> {
     if !path.windows(2).any(|pair| pair == b"//") {
         return path.to_vec();
@@ -165,7 +217,7 @@ fn merge_slashes(path: &[u8]) -> Vec<u8> {
     let segments: Vec<&[u8]> = path.split(|&b| b == b'/').filter(|segment| !segment.is_empty()).collect();
     let mut out = vec![b'/'];
     out.extend_from_slice(&segments.join(&b'/'));
-    if path.ends_with(b"/") {
+    if path.ends_with(b"/") && !segments.is_empty() {
         out.push(b'/');
     }
     out
@@ -176,7 +228,9 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What Envoy 1.40 makes of each path (asked of the real one; the end-to-end tests ask again).
+    use Normalization::{Base, DecodeAndMergeSlashes, MergeSlashes, None};
+
+    /// What Envoy 1.40 makes of each path in the default mode (asked of the real one; the end-to-end tests ask again).
     const ENVOY: &[(&str, &str)] = &[
         ("//a//b", "/a/b"),
         ("/a/./b", "/a/b"),
@@ -196,9 +250,6 @@ mod tests {
         ("/a?x=//..%2e/../", "/a?x=//..%2e/../"),
         ("/a/../..//b?q", "/b?q"),
         ("/", "/"),
-        ("//", "//"),
-        ("///", "//"),
-        ("/.//", "//"),
         ("/a/...//", "/a/.../"),
         ("/a/%252e%252e/b", "/a/%252e%252e/b"),
         ("/a;x=1/../b", "/b"),
@@ -219,14 +270,41 @@ mod tests {
     #[test]
     fn matches_envoy() {
         for (given, wanted) in ENVOY {
-            let got = normalize(given.as_bytes());
+            let got = MergeSlashes.apply(given.as_bytes());
             assert_eq!(String::from_utf8_lossy(&got), *wanted, "from {given}");
+        }
+    }
+
+    /// What each mode makes of a path: NONE keeps it; then BASE, MERGE_SLASHES and DECODE_AND_MERGE_SLASHES.
+    #[test]
+    fn modes_differ_in_slashes() {
+        let table = [
+            ("/a/./b/../c", ["/a/c", "/a/c", "/a/c"]),
+            (r"/a\b", ["/a/b", "/a/b", "/a/b"]),
+            ("/%41", ["/A", "/A", "/A"]),
+            ("/a//b", ["/a//b", "/a/b", "/a/b"]),
+            ("//", ["//", "/", "/"]),
+            ("///", ["///", "/", "/"]),
+            ("/.//", ["//", "/", "/"]),
+            ("/a%2fb", ["/a%2fb", "/a%2fb", "/a/b"]),
+            ("/a%2F%5c%5Cb", ["/a%2F%5c%5Cb", "/a%2F%5c%5Cb", "/a/b"]),
+            ("/a/..%2f..%2fb", ["/a/..%2f..%2fb", "/a/..%2f..%2fb", "/b"]),
+            ("/a/x%2f..;y=1/b", ["/a/x%2f..;y=1/b", "/a/x%2f..;y=1/b", "/a/b"]),
+            ("/a%252fb", ["/a%252fb", "/a%252fb", "/a%252fb"]),
+            ("/a?b=%2f//", ["/a?b=%2f//", "/a?b=%2f//", "/a?b=%2f//"]),
+        ];
+        for (given, wanted) in table {
+            assert_eq!(&*None.apply(given.as_bytes()), given.as_bytes());
+            for (mode, wanted) in [Base, MergeSlashes, DecodeAndMergeSlashes].into_iter().zip(wanted) {
+                let got = mode.apply(given.as_bytes());
+                assert_eq!(String::from_utf8_lossy(&got), wanted, "from {given} in {mode:?}");
+            }
         }
     }
 
     #[test]
     fn a_second_pass_finds_what_the_first_uncovered() {
-        assert_eq!(&*normalize(b"/a/%2e%2e;/b"), b"/b");
+        assert_eq!(&*MergeSlashes.apply(b"/a/%2e%2e;/b"), b"/b");
     }
 
     #[test]
@@ -235,37 +313,63 @@ mod tests {
         assert_eq!((without_query(b"/a"), query(b"/a")), (&b"/a"[..], &b""[..]));
     }
 
+    fn any_mode() -> impl Strategy<Value = Normalization> {
+        prop::sample::select(vec![None, Base, MergeSlashes, DecodeAndMergeSlashes])
+    }
+
     proptest! {
         #[test]
-        fn is_idempotent(path in r"/[a./;%2e5cf\\]{0,24}") {
-            let once = normalize(path.as_bytes()).into_owned();
-            prop_assert_eq!(&*normalize(&once), &once[..]);
+        fn is_idempotent(mode in any_mode(), path in r"/[a./;%2e5cf\\]{0,24}") {
+            let once = mode.apply(path.as_bytes()).into_owned();
+            prop_assert_eq!(&*mode.apply(&once), &once[..]);
+        }
+
+        /// What Envoy forwards after one pass is decided about as the path that was sent.
+        #[test]
+        fn a_pass_before_changes_nothing(mode in any_mode(), path in r"/[a./;%2e5cf\\]{0,24}") {
+            let passed = mode.pass(path.as_bytes());
+            prop_assert_eq!(mode.apply(&passed), mode.apply(path.as_bytes()));
         }
 
         #[test]
-        fn leaves_no_dot_segment(path in r"/[a./%2e\\]{0,24}") {
-            let normal = normalize(path.as_bytes()).into_owned();
+        fn leaves_no_dot_segment(
+            mode in prop::sample::select(vec![Base, MergeSlashes, DecodeAndMergeSlashes]), path in r"/[a./%2e\\]{0,24}"
+        ) {
+            let normal = mode.apply(path.as_bytes()).into_owned();
             prop_assert!(!normal.split(|&b| b == b'/').any(|segment| matches!(segment, b"." | b"..")));
         }
 
         #[test]
-        fn is_idempotent_on_any_bytes(path in proptest::collection::vec(any::<u8>(), 0..64)) {
-            let once = normalize(&path).into_owned();
-            prop_assert_eq!(&*normalize(&once), &once[..]);
+        fn leaves_no_two_slashes(
+            mode in prop::sample::select(vec![MergeSlashes, DecodeAndMergeSlashes]), path in r"/[a./;%2e5cf\\]{0,24}"
+        ) {
+            prop_assert!(!mode.apply(path.as_bytes()).windows(2).any(|pair| pair == b"//"));
+        }
+
+        #[test]
+        fn leaves_no_escaped_slash_where_they_are_decoded(path in r"/[a/%2e5cfF\\]{0,24}") {
+            let normal = DecodeAndMergeSlashes.apply(path.as_bytes()).to_ascii_lowercase();
+            prop_assert!(!normal.windows(3).any(|escape| matches!(escape, b"%2f" | b"%5c")));
+        }
+
+        #[test]
+        fn is_idempotent_on_any_bytes(mode in any_mode(), path in proptest::collection::vec(any::<u8>(), 0..64)) {
+            let once = mode.apply(&path).into_owned();
+            prop_assert_eq!(&*mode.apply(&once), &once[..]);
         }
 
         /// What looks normal at one look at each byte is what all steps leave alone.
         #[test]
-        fn the_short_way_is_the_long_one(path in r#"/[a./;%2e5c\\\x00\xff"]{0,16}"#) {
+        fn the_short_way_is_the_long_one(mode in any_mode(), path in r#"/[a./;%2e5c\\\x00\xff"]{0,16}"#) {
             if is_normal(path.as_bytes()) {
-                prop_assert_eq!(merge_slashes(&canonicalize(&strip_dot_parameters(path.as_bytes()))), path.as_bytes());
+                prop_assert_eq!(mode.pass(path.as_bytes()), path.as_bytes());
             }
         }
 
         #[test]
-        fn the_query_is_kept(path in r"/[a./;%2e]{0,12}", query in any::<Vec<u8>>()) {
+        fn the_query_is_kept(mode in any_mode(), path in r"/[a./;%2e]{0,12}", query in any::<Vec<u8>>()) {
             let given = [path.as_bytes(), b"?", &query].concat();
-            prop_assert!(normalize(&given).ends_with(&given[path.len()..]));
+            prop_assert!(mode.apply(&given).ends_with(&given[path.len()..]));
         }
     }
 }

@@ -3,9 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::attribute::Attribute;
+use crate::attribute::{Attribute, Facts};
 use crate::document::{Action, Authentication, Document, Policy, Rule, Tier, SCHEMA};
+use crate::path::Normalization;
 use crate::rego::{Rego, RegoError};
+use crate::request::Request;
+use crate::token::Token;
 use crate::Hash;
 
 /// Why a program cannot be loaded.
@@ -33,6 +36,9 @@ pub enum LoadError {
         /// The provider that it names.
         provider: String,
     },
+    /// A policy is on trial whose action has no decision of its own.
+    #[error("AuthorizationPolicy {0}: policies of its action cannot be tried")]
+    DryRun(Arc<str>),
 }
 
 /// The compiled policies of one workload. Immutable, shared by all workers.
@@ -41,18 +47,28 @@ pub struct Program {
     pub(crate) principal: String,
     pub(crate) authentication: Vec<Authentication>,
     pub(crate) custom: Vec<Custom>,
-    pub(crate) deny: Vec<Policy>,
-    pub(crate) allow: Vec<Policy>,
+    pub(crate) enforced: RuleSets,
+    /// Those that are on trial.
+    pub(crate) dry_run: RuleSets,
+    pub(crate) audit: Vec<Policy>,
     pub(crate) rego: Vec<Rego>,
     /// Every attribute that a decision may rest on, in the order of cache keys.
     pub(crate) attributes: Vec<Attribute>,
     ports: BTreeMap<u16, u16>,
+    path_normalization: Normalization,
+    trusted_proxies: usize,
+}
+
+/// The policies that decide by rules alone.
+#[derive(Default)]
+pub(crate) struct RuleSets {
+    pub(crate) deny: Vec<Policy>,
+    pub(crate) allow: Vec<Policy>,
 }
 
 /// A CUSTOM policy with the place of its Rego policy in [`Program::rego`].
 pub(crate) struct Custom {
-    pub(crate) name: Arc<str>,
-    pub(crate) rules: Vec<Rule>,
+    pub(crate) policy: Policy,
     pub(crate) provider: usize,
 }
 
@@ -76,12 +92,16 @@ impl Program {
             rego.push(Rego::load(policy).map_err(|error| LoadError::Rego { policy: name, error })?);
         }
         let attributes = attributes(&document.policies, &rego);
-        let (mut custom, mut deny, mut allow) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut custom, mut audit) = (Vec::new(), Vec::new());
+        let (mut enforced, mut dry_run) = (RuleSets::default(), RuleSets::default());
         for policy in document.policies {
+            let sets = if policy.dry_run { &mut dry_run } else { &mut enforced };
             match policy.action {
-                Action::Allow => allow.push(policy),
-                Action::Deny => deny.push(policy),
+                Action::Allow => sets.allow.push(policy),
+                Action::Deny => sets.deny.push(policy),
+                Action::Custom | Action::Audit if policy.dry_run => return Err(LoadError::DryRun(policy.name)),
                 Action::Custom => custom.push(link(policy, &rego)?),
+                Action::Audit => audit.push(policy),
             }
         }
         Ok(Self {
@@ -89,11 +109,14 @@ impl Program {
             principal: document.workload.principal,
             authentication: document.authentication,
             custom,
-            deny,
-            allow,
+            enforced,
+            dry_run,
+            audit,
             rego,
             attributes,
             ports: document.workload.ports,
+            path_normalization: document.workload.path_normalization,
+            trusted_proxies: document.workload.trusted_proxies,
         })
     }
 
@@ -117,6 +140,22 @@ impl Program {
         self.ports.get(&port).copied().unwrap_or(port)
     }
 
+    /// How paths are normalized before rules see them, and before the application does.
+    pub fn path_normalization(&self) -> Normalization {
+        self.path_normalization
+    }
+
+    /// `request`, with its verified `token`, as rules see it.
+    pub(crate) fn facts<'a>(&self, request: &'a Request<'a>, token: Option<&'a Token>) -> Facts<'a> {
+        Facts {
+            request,
+            path: self.path_normalization.apply(request.http.path),
+            token,
+            destination_port: self.application_port(request.connection.destination_port),
+            trusted_proxies: self.trusted_proxies,
+        }
+    }
+
     /// The Rego policies and where each is evaluated.
     pub fn rego_policies(&self) -> impl Iterator<Item = (&str, Tier)> {
         self.rego.iter().map(|rego| (&*rego.name, rego.tier))
@@ -129,7 +168,7 @@ fn link(policy: Policy, rego: &[Rego]) -> Result<Custom, LoadError> {
         let provider = policy.provider.as_deref().unwrap_or_default().to_owned();
         return Err(LoadError::Provider { policy: policy.name, provider });
     };
-    Ok(Custom { name: policy.name, rules: policy.rules, provider })
+    Ok(Custom { policy, provider })
 }
 
 /// A Rego policy whose input no attributes determine adds none: its decisions are never cached.
@@ -137,5 +176,8 @@ fn attributes(policies: &[Policy], rego: &[Rego]) -> Vec<Attribute> {
     let conditions = policies.iter().flat_map(|policy| &policy.rules).flat_map(Rule::conditions);
     let mut all: BTreeSet<Attribute> = conditions.map(|condition| condition.attribute.clone()).collect();
     all.extend(rego.iter().filter_map(Rego::attributes).flatten().cloned());
+    if policies.iter().any(|policy| !policy.service_ports.is_empty()) {
+        all.insert(Attribute::ServicePort);
+    }
     all.into_iter().collect()
 }

@@ -185,16 +185,18 @@ struct PyDecision {
     body: Option<String>,
     cacheable: bool,
     detail: Option<String>,
+    shadow: Py<PyDict>,
 }
 
 impl PyDecision {
-    fn of(answer: Answer) -> Self {
+    fn of(py: Python<'_>, answer: Answer) -> PyResult<Self> {
         let mut decision = Arc::unwrap_or_clone(answer.decision);
         let token = answer.token.as_deref();
         if token.is_some_and(|token| !token.forward) {
             decision.headers.request_remove.push("authorization".to_owned());
         }
-        Self {
+        let shadow = decision.shadow.as_ref().map_or(Ok(Vec::new()), |shadow| shadow.fields()).map_err(refused)?;
+        Ok(Self {
             allowed: decision.effect == Effect::Allow,
             status: decision.status,
             policy: decision.policy.as_deref().map(str::to_owned),
@@ -213,7 +215,8 @@ impl PyDecision {
             body: decision.body,
             cacheable: decision.lifetime != Lifetime::Once,
             detail: decision.detail,
-        }
+            shadow: texts(py, &shadow)?,
+        })
     }
 }
 
@@ -229,6 +232,7 @@ impl PyDecider {
 
     fn decide(
         &mut self,
+        py: Python<'_>,
         program: &PyProgram,
         keys: &PyKeySets,
         revocations: &PyRevocations,
@@ -237,10 +241,22 @@ impl PyDecider {
     ) -> PyResult<PyDecision> {
         let trust = Trust { keys: &keys.0, revocations: &revocations.0 };
         match request.with(|request| self.0.decide(&program.0, &trust, request, now_ms)) {
-            Verdict::Decided(answer) => Ok(PyDecision::of(answer)),
+            Verdict::Decided(answer) => PyDecision::of(py, answer),
             Verdict::Ask(_) => Err(refused("a check service has nobody to ask")),
         }
     }
+}
+
+/// Fields with their values as numbers and text: those that the engine itself made.
+fn texts(py: Python<'_>, fields: &[(Field, &[u8])]) -> PyResult<Py<PyDict>> {
+    let values = PyDict::new(py);
+    for (field, value) in fields {
+        match field.value_type() {
+            Type::Number => values.set_item(field.name(), record::number(value))?,
+            Type::Text | Type::Bytes => values.set_item(field.name(), String::from_utf8_lossy(value))?,
+        }
+    }
+    Ok(values.unbind())
 }
 
 #[pyclass(name = "Record", frozen, get_all)]
@@ -408,8 +424,8 @@ fn document_hash(document: &[u8]) -> String {
 
 /// `path_and_query` with its path normalized as in every decision.
 #[pyfunction]
-fn normalize_path<'py>(py: Python<'py>, path_and_query: &[u8]) -> Bound<'py, PyBytes> {
-    PyBytes::new(py, &crate::path::normalize(path_and_query))
+fn normalize_path<'py>(py: Python<'py>, program: &PyProgram, path_and_query: &[u8]) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &program.0.path_normalization().apply(path_and_query))
 }
 
 #[pymodule]

@@ -132,6 +132,13 @@ fields! {
     Actor = 50 Text "actor",
     Action = 51 Text "action",
     Object = 52 Text "object",
+    DryRunDeny = 60 Text "dry_run_deny",
+    DryRunDenyPolicy = 61 Text "dry_run_deny_policy",
+    DryRunDenyRule = 62 Number "dry_run_deny_rule",
+    DryRunAllow = 63 Text "dry_run_allow",
+    DryRunAllowPolicy = 64 Text "dry_run_allow_policy",
+    DryRunAllowRule = 65 Number "dry_run_allow_rule",
+    AuditRules = 66 Text "audit_rules",
 }
 
 impl Field {
@@ -176,6 +183,37 @@ impl Fields<'_> {
     pub fn number(&mut self, field: Field, value: u64) {
         self.bytes(field, &value.to_le_bytes());
     }
+
+    /// Writes what [`encode`] encoded.
+    pub(crate) fn encoded(&mut self, fields: &[u8]) {
+        self.0.extend_from_slice(fields);
+    }
+}
+
+/// Encodes fields once that many records will have.
+pub(crate) fn encode(fill: impl FnOnce(&mut Fields<'_>)) -> Box<[u8]> {
+    let mut fields = Vec::new();
+    fill(&mut Fields(&mut fields));
+    fields.into()
+}
+
+/// Reads fields, in the order written. Those of tags that this schema lacks are passed over.
+pub(crate) fn read_fields(mut rest: &[u8]) -> Result<Vec<(Field, &[u8])>, RecordError> {
+    let malformed = |reason| RecordError::Malformed { offset: 0, reason };
+    let mut fields = Vec::new();
+    while !rest.is_empty() {
+        let (head, tail) = rest.split_at_checked(6).ok_or(malformed("a field is cut short"))?;
+        let length = u32::from_le_bytes([head[2], head[3], head[4], head[5]]) as usize;
+        let (value, tail) = tail.split_at_checked(length).ok_or(malformed("a value is cut short"))?;
+        if let Some(field) = Field::from_tag(head[0]) {
+            if field.value_type() == Type::Number && value.len() != 8 {
+                return Err(malformed("a number does not have 8 bytes"));
+            }
+            fields.push((field, value));
+        }
+        rest = tail;
+    }
+    Ok(fields)
 }
 
 /// The link before the first record of a chain.
@@ -289,22 +327,7 @@ impl<'a> Record<'a> {
     /// # Errors
     /// A field that reaches beyond the body.
     pub fn fields(&self) -> Result<Vec<(Field, &'a [u8])>, RecordError> {
-        let malformed = |reason| RecordError::Malformed { offset: 0, reason };
-        let mut rest = &self.body[BODY_HEADER_BYTES..];
-        let mut fields = Vec::new();
-        while !rest.is_empty() {
-            let (head, tail) = rest.split_at_checked(6).ok_or(malformed("a field is cut short"))?;
-            let length = u32::from_le_bytes([head[2], head[3], head[4], head[5]]) as usize;
-            let (value, tail) = tail.split_at_checked(length).ok_or(malformed("a value is cut short"))?;
-            if let Some(field) = Field::from_tag(head[0]) {
-                if field.value_type() == Type::Number && value.len() != 8 {
-                    return Err(malformed("a number does not have 8 bytes"));
-                }
-                fields.push((field, value));
-            }
-            rest = tail;
-        }
-        Ok(fields)
+        read_fields(&self.body[BODY_HEADER_BYTES..])
     }
 }
 

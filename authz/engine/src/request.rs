@@ -1,7 +1,7 @@
 //! What a decision is made about: the attributes of one connection and one HTTP request, as bytes.
 
 use std::borrow::Cow;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// What is known of the connection that a request came on.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,6 +53,28 @@ pub struct Request<'a> {
     pub http: Http<'a>,
 }
 
+impl Request<'_> {
+    /// Address of the client behind the last `proxies` proxies: each of them appends to `x-forwarded-for` whom it got
+    /// the request from, so that many addresses from the right are true, whatever stands left of them. Where there is
+    /// no such address, as in Envoy, the peer's own.
+    ///
+    /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_conn_man/headers#x-forwarded-for>
+    pub fn remote_ip(&self, proxies: usize) -> Option<IpAddr> {
+        let forwarded = || {
+            let header = self.http.headers.get("x-forwarded-for")?;
+            let address = header.rsplit(|&byte| byte == b',').nth(proxies.checked_sub(1)?)?;
+            parse_address(std::str::from_utf8(address).ok()?.trim_matches([' ', '\t']))
+        };
+        forwarded().or(self.connection.source_ip)
+    }
+}
+
+/// An address, perhaps with a port, as some load balancers write.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let with_port = || text.parse::<SocketAddr>().map(|address| address.ip());
+    text.parse().or_else(|_| with_port()).ok()
+}
+
 /// Where headers are read from: Envoy's own map in the sidecar, a list elsewhere.
 pub trait Headers {
     /// The value of the header `name` (lower case). Several values are joined with commas (RFC 9110 section 5.3).
@@ -92,6 +114,40 @@ impl Headers for HeaderList {
     fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {
         for (name, value) in &self.0 {
             visit(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::Sample;
+
+    /// Envoy's table for `use_remote_address`, and what a client may try.
+    #[test]
+    fn the_client_is_found_behind_the_trusted_proxies() {
+        let peer = "10.0.0.1";
+        let table: &[(&[&str], usize, &str)] = &[
+            (&[], 0, peer),
+            (&[], 1, peer),
+            (&["203.0.113.1"], 0, peer),
+            (&["203.0.113.1"], 1, "203.0.113.1"),
+            (&["203.0.113.1"], 2, peer),
+            (&["6.6.6.6, 203.0.113.1"], 1, "203.0.113.1"),
+            (&["6.6.6.6,203.0.113.1 ,\t198.51.100.7"], 2, "203.0.113.1"),
+            (&["6.6.6.6", "203.0.113.1"], 1, "203.0.113.1"),
+            (&["203.0.113.1, 198.51.100.7"], 3, peer),
+            (&["203.0.113.1:4711"], 1, "203.0.113.1"),
+            (&["2001:db8::1"], 1, "2001:db8::1"),
+            (&["[2001:db8::1]:4711"], 1, "2001:db8::1"),
+            (&["6.6.6.6, unknown"], 1, peer),
+            (&["6.6.6.6, "], 1, peer),
+            (&["6.6.6.6,"], 1, peer),
+            (&["203.0.113.1"], usize::MAX, peer),
+        ];
+        for (headers, proxies, wanted) in table {
+            let headers: Vec<_> = headers.iter().map(|value| ("x-forwarded-for", *value)).collect();
+            let found = Sample::headers(&headers).with(|request| request.remote_ip(*proxies));
+            assert_eq!(found, Some(wanted.parse().expect("an address")), "{headers:?} behind {proxies}");
         }
     }
 }

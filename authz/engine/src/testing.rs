@@ -18,10 +18,26 @@ impl Document {
         Self(json!({"schema": 1, "workload": workload, "authentication": [], "rego": [], "policies": []}))
     }
 
+    pub(crate) fn normalizing(mut self, mode: &str) -> Self {
+        self.0["workload"]["path_normalization"] = mode.into();
+        self
+    }
+
+    pub(crate) fn trusting(mut self, proxies: usize) -> Self {
+        self.0["workload"]["trusted_proxies"] = proxies.into();
+        self
+    }
+
     /// Adds a policy with one rule under `when`.
     pub(crate) fn policy(mut self, action: &str, when: Value) -> Self {
         let rules = json!([{"from": [], "to": [], "when": when}]);
         self.push("policies", json!({"name": format!("shop/{action}"), "action": action, "rules": rules}));
+        self
+    }
+
+    /// Adds a policy as it stands in a document.
+    pub(crate) fn with_policy(mut self, policy: Value) -> Self {
+        self.push("policies", policy);
         self
     }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -22,12 +23,16 @@ from peltast.policies.kinds.authorization import (
     Source,
     is_template,
 )
+from peltast.policies.kinds.mesh import MeshConfigSpec, Normalization
 from peltast.policies.kinds.resource import Resource
 from peltast.policies.snapshot import RegoSource, Snapshot, Workload, provider_name
 
 __all__ = ["compile_keys", "compile_program", "compile_rego"]
 
 SCHEMA = 1
+
+_OWN_TRUST_DOMAIN = "cluster.local"
+"""In a policy, the mesh's own trust domain, whatever it is called."""
 
 Json = dict[str, Any]
 Matcher = Callable[[str], Json | str]
@@ -36,21 +41,32 @@ Matcher = Callable[[str], Json | str]
 def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
     """The canonical document of the program that decides requests to `workload`."""
     policies = list(snapshot.applying_to(workload, AuthorizationPolicySpec))
+    trust_domains = snapshot.trust_domains
     return canonical(
         {
             "schema": SCHEMA,
             "workload": {
                 "principal": workload.principal,
                 "ports": {str(port.port): port.target_port for port in workload.ports},
+                **mesh_settings(snapshot.mesh),
             },
             "authentication": [
                 authentication(rule, key_set_name(resource, index))
                 for resource, index, rule in jwt_rules(snapshot, workload)
             ],
             "rego": [rego_policy(snapshot.rego[name]) for name in providers(policies)],
-            "policies": [policy(resource) for resource in policies],
+            "policies": [
+                policy(resource, trust_domains, snapshot.target_ports(resource, workload)) for resource in policies
+            ],
         }
     )
+
+
+def mesh_settings(mesh: MeshConfigSpec) -> Json:
+    """What of the mesh's settings the engine must know, but for its defaults."""
+    settings: Json = {"path_normalization": mesh.normalization.value, "trusted_proxies": mesh.trusted_proxies}
+    defaults: Json = {"path_normalization": Normalization.MERGE_SLASHES.value, "trusted_proxies": 0}
+    return {name: value for name, value in settings.items() if value != defaults[name]}
 
 
 def compile_keys(snapshot: Snapshot, workload: Workload) -> bytes:
@@ -128,37 +144,55 @@ def rego_policy(source: RegoSource) -> Json:
 # Rules ----------------------------------------------------------------------------------------------------------------
 
 
-def policy(resource: Resource[AuthorizationPolicySpec]) -> Json:
-    """One AuthorizationPolicy."""
+@dataclass(frozen=True)
+class Scope:
+    """What names in a policy are relative to."""
+
+    namespace: str
+    trust_domains: Sequence[str]
+    """The mesh's trust domain and its aliases."""
+
+
+def policy(
+    resource: Resource[AuthorizationPolicySpec], trust_domains: Sequence[str], service_ports: Sequence[int]
+) -> Json:
+    """One AuthorizationPolicy; `service_ports` are those that it is for, where it is for services."""
     spec = resource.spec
+    scope = Scope(resource.namespace, trust_domains)
     lowered: Json = {
         "name": resource.full_name,
         "action": spec.action.value,
-        "rules": [rule(each, resource.namespace) for each in spec.rules],
+        "rules": [rule(each, scope) for each in spec.rules],
     }
     if spec.action is Action.CUSTOM and spec.provider is not None:
         lowered["provider"] = provider_name(resource.namespace, spec.provider.name)
+    if resource.dry_run:
+        lowered["dry_run"] = True
+    if spec.targets:
+        lowered["service_ports"] = list(service_ports)
     return lowered
 
 
-def rule(given: Rule, namespace: str) -> Json:
-    """One rule of a policy in `namespace`: alternatives of sources, alternatives of operations, and conditions."""
+def rule(given: Rule, scope: Scope) -> Json:
+    """One rule: alternatives of sources, alternatives of operations, and conditions."""
     return {
-        "from": [source_conditions(alternative.source, namespace) for alternative in given.from_ or []],
+        "from": [source_conditions(alternative.source, scope) for alternative in given.from_ or []],
         "to": [operation_conditions(alternative.operation) for alternative in given.to or []],
-        "when": [when_condition(each, namespace) for each in given.when or []],
+        "when": [when_condition(each, scope) for each in given.when or []],
     }
 
 
-def source_conditions(source: Source, namespace: str) -> list[Json]:
-    """What `source`, of a policy in `namespace`, asks of a request, all of which must hold."""
-    account = partial(service_account, namespace)
+def source_conditions(source: Source, scope: Scope) -> list[Json]:
+    """What `source` asks of a request, all of which must hold."""
+    account = partial(service_account, scope.namespace)
+    named = principals(source.principals, scope), principals(source.not_principals, scope)
     return present(
-        condition("source.principal", source.principals, source.not_principals),
+        condition("source.principal", *named),
         condition("request.auth.principal", source.request_principals, source.not_request_principals),
         condition("source.namespace", source.namespaces, source.not_namespaces),
         condition("source.serviceAccount", source.service_accounts, source.not_service_accounts, account),
         condition("source.ip", source.ip_blocks, source.not_ip_blocks, address),
+        condition("remote.ip", source.remote_ip_blocks, source.not_remote_ip_blocks, address),
     )
 
 
@@ -173,15 +207,19 @@ def operation_conditions(operation: Operation) -> list[Json]:
     )
 
 
-def when_condition(given: Condition, namespace: str) -> Json:
-    """One condition of a ``when`` of a policy in `namespace`."""
+def when_condition(given: Condition, scope: Scope) -> Json:
+    """One condition of a ``when``."""
     matchers: dict[str, Matcher] = {
         "source.ip": address,
+        "remote.ip": address,
         "destination.ip": address,
         "destination.port": exact,
-        "source.serviceAccount": partial(service_account, namespace),
+        "source.serviceAccount": partial(service_account, scope.namespace),
     }
-    lowered = condition(given.key, given.values, given.not_values, matchers.get(given.key, text))
+    values, not_values = given.values, given.not_values
+    if given.key == "source.principal":
+        values, not_values = principals(values, scope), principals(not_values, scope)
+    lowered = condition(given.key, values, not_values, matchers.get(given.key, text))
     assert lowered is not None, "the kind demands values"
     return lowered
 
@@ -210,6 +248,28 @@ def text(value: str) -> Json | str:
     if value.endswith("*"):
         return {"prefix": value[:-1]}
     return {"exact": value}
+
+
+def principals(values: Iterable[str], scope: Scope) -> list[str]:
+    """Principals, each of the mesh in all of its trust domains.
+
+    As in Istio's trust domain migration: ``cluster.local`` stands for the mesh's own, and a name of another mesh, or
+    one that begins with ``*/``, is left as it is.
+    """
+    return list(dict.fromkeys(each for value in values for each in in_trust_domains(value, scope.trust_domains)))
+
+
+def in_trust_domains(principal: str, trust_domains: Sequence[str]) -> list[str]:
+    """`principal` with each of `trust_domains`, if it is of one of them; else itself."""
+    given, slash, rest = principal.partition("/")
+    suffix = given.removeprefix("*")
+
+    def is_meant(domain: str) -> bool:
+        return domain == given or (suffix != given and domain.endswith(suffix))
+
+    if not slash or given == "*" or not any(map(is_meant, (*trust_domains, _OWN_TRUST_DOMAIN))):
+        return [principal]
+    return [principal if is_meant(domain) else f"{domain}/{rest}" for domain in trust_domains]
 
 
 def path(value: str) -> Json | str:

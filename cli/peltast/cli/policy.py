@@ -87,4 +87,5 @@ def _as_json(decision: Decision) -> dict[str, object]:
         "request_headers_to_set": decision.request_headers_to_set,
         "request_headers_to_remove": decision.request_headers_to_remove,
         "response_headers_to_add": decision.response_headers_to_add,
+        "shadow": decision.shadow,
     }

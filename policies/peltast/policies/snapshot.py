@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
+from peltast.policies.kinds.mesh import MeshConfigSpec
 from peltast.policies.kinds.registry import read_resource
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Resource, Spec
@@ -28,10 +29,7 @@ from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.json_text import read_json
 
-__all__ = ["ROOT_NAMESPACE", "RegoSource", "Route", "Snapshot", "Workload", "load"]
-
-ROOT_NAMESPACE = "istio-system"
-"""Policies of this namespace apply everywhere, as by Istio's default."""
+__all__ = ["RegoSource", "Route", "Snapshot", "Workload", "load"]
 
 S = TypeVar("S", bound=Spec)
 P = TypeVar("P", AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
@@ -98,7 +96,13 @@ class Snapshot:
     def version(self) -> str:
         """A hash of the content: equal for equal configurations, wherever and whenever they were read."""
         content = [
-            [resource.kind, resource.full_name, resource.labels, resource.spec.model_dump(mode="json")]
+            [
+                resource.kind,
+                resource.full_name,
+                resource.labels,
+                resource.dry_run,
+                resource.spec.model_dump(mode="json"),
+            ]
             for resource in self.resources
         ]
         rego = {name: [dict(source.modules), dict(source.data)] for name, source in self.rego.items()}
@@ -111,12 +115,40 @@ class Snapshot:
             if isinstance(resource.spec, spec):
                 yield resource  # type: ignore[misc]
 
+    @cached_property
+    def mesh(self) -> MeshConfigSpec:
+        """The mesh's settings; policies of its root namespace apply everywhere."""
+        return next((resource.spec for resource in self.of_kind(MeshConfigSpec)), MeshConfigSpec())
+
+    @property
+    def trust_domains(self) -> tuple[str, ...]:
+        """The mesh's trust domain, then its aliases."""
+        return tuple(dict.fromkeys((self.trust_domain, *self.mesh.trust_domain_aliases)))
+
     def applying_to(self, workload: Workload, spec: type[P]) -> Iterator[Resource[P]]:
-        """The policies of one kind that select `workload`, in order of their names."""
+        """The policies of one kind that are for `workload`, in order of their names."""
         for resource in self.of_kind(spec):
-            in_scope = resource.namespace in (ROOT_NAMESPACE, workload.namespace)
-            if in_scope and resource.spec.selector.selects(workload.labels):
+            in_scope = resource.namespace in (self.mesh.root_namespace, workload.namespace)
+            if in_scope and resource.spec.selector.selects(workload.labels) and self._is_target(resource, workload):
                 yield resource
+
+    def _is_target(self, resource: Resource[Spec], workload: Workload) -> bool:
+        """Whether `workload` is behind a service that the policy is for; true of a policy that is for no services."""
+        if not isinstance(resource.spec, AuthorizationPolicySpec) or not resource.spec.targets:
+            return True
+        return bool(self.target_ports(resource, workload))  # type: ignore[arg-type]
+
+    def target_ports(self, resource: Resource[AuthorizationPolicySpec], workload: Workload) -> list[int]:
+        """The ports at which peers reach `workload` by the services that a policy is for."""
+        names = {target.name for _, target in resource.spec.targets}
+        services = (
+            service
+            for service in self.of_kind(ServiceSpec)
+            if service.name in names
+            and service.namespace == resource.namespace
+            and selects(service, workload.namespace, workload.labels)
+        )
+        return sorted(port.port for service in services for port in service.spec.ports)
 
 
 def load(files: Files, trust_domain: str, number: int) -> Snapshot:
@@ -135,6 +167,8 @@ def load(files: Files, trust_domain: str, number: int) -> Snapshot:
     rego = loader.rego()
     workloads = loader.workloads()
     loader.check_providers()
+    loader.check_targets()
+    loader.check_mesh()
     if loader.problems:
         raise InvalidConfiguration(loader.problems)
     return Snapshot(number, trust_domain, tuple(resources), rego, workloads)
@@ -228,6 +262,24 @@ class _Linker:
             if provider is not None and provider_name(resource.namespace, provider.name) not in known:
                 allowed = f"a RegoPolicy is expected; known are {', '.join(known) or 'none'}"
                 self.refuse(resource, ("provider", "name"), f"{provider.name!r} is given", allowed)
+
+    def check_targets(self) -> None:
+        known = self.of(ServiceSpec)
+        for resource in self.of(AuthorizationPolicySpec).values():
+            for at, target in resource.spec.targets:
+                if target.namespace not in ("", resource.namespace):
+                    allowed = f"a Service of the policy's namespace, {resource.namespace}, is expected"
+                    self.refuse(resource, (*at, "namespace"), f"{target.namespace!r} is given", allowed)
+                elif f"{resource.namespace}/{target.name}" not in known:
+                    allowed = f"a Service is expected; known are {', '.join(known) or 'none'}"
+                    self.refuse(resource, (*at, "name"), f"{target.name!r} is given", allowed)
+
+    def check_mesh(self) -> None:
+        first, *others = self.of(MeshConfigSpec).values() or [None]
+        for other in others:
+            if first is not None and other is not None:
+                allowed = f"a mesh has one; the first is in {first.document.file}:{first.document.line(())}"
+                self.problems.append(other.problem(("kind",), "a second MeshConfig is given", allowed))
 
     # Workloads ------------------------------------------------------------------------------------------------------
 

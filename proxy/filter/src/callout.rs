@@ -3,8 +3,12 @@
 //! The messages are declared here with the few fields that are used; protobuf passes over the rest.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use peltast_engine::{Attribute, Decision, Effect, Hash, HeaderOperations, Lifetime, Program, Reason, Request, Source};
+use peltast_engine::record::Type;
+use peltast_engine::{
+    Attribute, Decision, Effect, Hash, HeaderOperations, Lifetime, Program, Reason, Request, Shadow, Source,
+};
 use prost::Message;
 use prost_types::{value::Kind, Struct};
 
@@ -203,6 +207,7 @@ pub(crate) fn decision(body: &[u8], program: &Program) -> Result<Decision, Strin
         body: None,
         lifetime: own.lifetime(program),
         detail: own.text("detail").map(str::to_owned),
+        shadow: own.shadow(),
     };
     if allowed {
         let ok = response.ok.unwrap_or_default();
@@ -228,11 +233,26 @@ impl Own {
     fn read(metadata: Option<Struct>) -> Result<Self, &'static str> {
         let mut fields = metadata.unwrap_or_default().fields;
         match fields.remove(METADATA_KEY).and_then(|value| value.kind) {
-            Some(Kind::StructValue(own)) => {
-                Ok(Self(own.fields.into_iter().filter_map(|(key, value)| Some((key, value.kind?))).collect()))
-            }
+            Some(Kind::StructValue(own)) => Ok(Self::of(own)),
             _ => Err("the check service's answer says nothing of how it came about"),
         }
+    }
+
+    fn of(own: Struct) -> Self {
+        Self(own.fields.into_iter().filter_map(|(key, value)| Some((key, value.kind?))).collect())
+    }
+
+    fn shadow(&self) -> Option<Arc<Shadow>> {
+        let Some(Kind::StructValue(shadow)) = self.0.get("shadow") else { return None };
+        let shadow = Self::of(shadow.clone());
+        Shadow::encode(|fields| {
+            for field in Shadow::FIELDS {
+                match field.value_type() {
+                    Type::Number => shadow.number(field.name()).map(|value| fields.number(field, u64::from(value))),
+                    _ => shadow.text(field.name()).map(|value| fields.bytes(field, value.as_bytes())),
+                };
+            }
+        })
     }
 
     fn text(&self, key: &str) -> Option<&str> {
@@ -277,6 +297,7 @@ fn pairs(options: Vec<HeaderValueOption>) -> Vec<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use peltast_engine::record::Field;
     use peltast_engine::{Connection, HeaderList, Http};
     use prost_types::{ListValue, Value};
 
@@ -462,6 +483,28 @@ mod tests {
         for (what, body) in table {
             assert!(decision(&body, &program).is_err(), "{what}");
         }
+    }
+
+    #[test]
+    fn an_answer_carries_what_policies_that_are_not_enforced_said() {
+        let program = program();
+        let said = [
+            ("dry_run_deny", text("deny")),
+            ("dry_run_deny_policy", text("a/tried")),
+            ("dry_run_deny_rule", number(3.0)),
+            ("dry_run_allow", number(1.0)),
+            ("dry_run_allow_rule", text("1")),
+            ("effect", text("allow")),
+        ];
+        let shadow = Value { kind: Some(Kind::StructValue(structure(&said))) };
+        let response = answer(&program, 0, Some(("shadow", shadow)));
+        let shadow = decision(&response.encode_to_vec(), &program).expect("a decision").shadow.expect("a shadow");
+        let wanted: [(Field, &[u8]); 3] = [
+            (Field::DryRunDeny, b"deny"),
+            (Field::DryRunDenyPolicy, b"a/tried"),
+            (Field::DryRunDenyRule, &3u64.to_le_bytes()),
+        ];
+        assert_eq!(shadow.fields().expect("fields"), wanted, "and nothing of another name or type");
     }
 
     #[test]

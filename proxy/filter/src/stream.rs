@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use peltast_engine::path;
+use peltast_engine::path::Normalization;
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::{
     Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Source, Token, Verdict,
@@ -119,7 +119,7 @@ impl StreamState {
             self.remember(&asked, &decision);
             return self.uphold(decision);
         }
-        let answer = self.finish(stream, asked, decision);
+        let answer = self.finish(stream, *asked, decision);
         self.carry_out(stream, &answer)
     }
 
@@ -265,11 +265,11 @@ impl StreamState {
     fn unsent(&mut self, stream: &Stream, detail: String) -> Step {
         let Some(asked) = self.question.take() else { return Step::Waiting };
         let decision = asked.question.unanswered(detail);
-        Step::Concluded(self.finish(stream, asked, Arc::new(decision)))
+        Step::Concluded(self.finish(stream, *asked, Arc::new(decision)))
     }
 
     /// Ends the wait of this stream, and of those that wait for the same answer.
-    fn finish(&mut self, stream: &Stream, asked: Box<Asked>, decision: Arc<Decision>) -> Answer {
+    fn finish(&mut self, stream: &Stream, asked: Asked, decision: Arc<Decision>) -> Answer {
         self.remember(&asked, &decision);
         if let (Some(key), true) = (&asked.question.key, asked.leads) {
             worker::with(|worker| worker.wake_waiting(key));
@@ -361,6 +361,9 @@ impl StreamState {
         fields.bytes(Field::Reason, decision.reason.as_str().as_bytes());
         fields.bytes(Field::DecidedBy, outcome.decided_by.as_bytes());
         fields.optional(Field::Detail, decision.detail.as_deref());
+        if let Some(shadow) = &decision.shadow {
+            shadow.write(fields);
+        }
         fields.bytes(Field::Program, &decision.program.0);
         if let Some(trusted) = outcome.trusted {
             fields.bytes(Field::Keys, &trusted.keys.hash().0);
@@ -374,7 +377,7 @@ impl StreamState {
         if decision.effect == Effect::Deny {
             return Next::Deny(Arc::clone(decision));
         }
-        forward_decided_path(stream);
+        forward_decided_path(stream, self.program.path_normalization());
         if answer.token.as_ref().is_some_and(|token| !token.forward) {
             self.changed.set(stream, "authorization", b"");
         }
@@ -391,10 +394,10 @@ impl StreamState {
 }
 
 /// The application gets the path that was decided about. Envoy normalizes once, the engine until nothing changes
-/// (see [`path`]): of `/public/%2e%2e;/admin` Envoy alone would forward `/public/..;/admin`.
-fn forward_decided_path(stream: &mut Stream) {
+/// (see [`Normalization::apply`]): of `/public/%2e%2e;/admin` Envoy alone would forward `/public/..;/admin`.
+fn forward_decided_path(stream: &mut Stream, normalization: Normalization) {
     let given = stream.header(":path").unwrap_or_default();
-    let decided = match path::normalize(given) {
+    let decided = match normalization.apply(given) {
         Cow::Owned(decided) if decided != given => decided,
         _ => return,
     };

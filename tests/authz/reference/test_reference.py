@@ -164,3 +164,34 @@ def test_the_engine_decides_as_the_reference_does(
         wanted = reference(given_specs, attributes_of(request))
         assert decision.reason == wanted
         assert decision.allowed is (wanted in ("allow_rule", "no_allow_policy"))
+
+
+def shadow_of(tried: list[dict[str, Any]], attributes: Attributes) -> dict[str, str]:
+    """What policies on trial say: each of the two sets as if it were enforced alone."""
+    deny, allow = ([spec for spec in tried if spec["action"] == action] for action in ("DENY", "ALLOW"))
+    shadow = {}
+    if deny:
+        shadow["dry_run_deny"] = "deny" if reference(deny, attributes) == "deny_rule" else "allow"
+    if allow:
+        shadow["dry_run_allow"] = "allow" if reference(allow, attributes) == "allow_rule" else "deny"
+    return shadow
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(specs, max_size=2), st.lists(specs, min_size=1, max_size=3), st.lists(requests, min_size=1, max_size=8))
+def test_policies_on_trial_change_nothing_and_say_what_they_would(
+    mesh: Callable[..., Any],
+    policy: Callable[..., str],
+    enforced: list[dict[str, Any]],
+    tried: list[dict[str, Any]],
+    asked: list[dict[str, Any]],
+) -> None:
+    made = mesh(
+        *(policy(spec, name=f"enforced{index}") for index, spec in enumerate(enforced)),
+        *(policy(spec, name=f"tried{index}", dry_run=True) for index, spec in enumerate(tried)),
+    )
+    for request in [*asked, *asked]:  # the second time from memory
+        decision, attributes = made.decide(**engine_fields(request)), attributes_of(request)
+        assert decision.reason == reference(enforced, attributes)
+        effects = {name: decision.shadow[name] for name in ("dry_run_deny", "dry_run_allow") if name in decision.shadow}
+        assert effects == shadow_of(tried, attributes)

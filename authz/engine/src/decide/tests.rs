@@ -149,14 +149,7 @@ fn a_rule_matches_by_any_source_any_operation_and_every_condition() {
     for (what, from, to, when, wanted) in table {
         let rule: Rule = serde_json::from_value(json!({"from": from, "to": to, "when": when})).expect(what);
         let program = Document::new().load();
-        let matched = Sample::default().with(|request| {
-            rule.matches(&Facts {
-                request,
-                path: path::normalize(b"/"),
-                token: None,
-                destination_port: program.application_port(1),
-            })
-        });
+        let matched = Sample::default().with(|request| rule.matches(&program.facts(request, None)));
         assert_eq!(matched, wanted, "{what}");
     }
 }
@@ -488,5 +481,75 @@ fn a_revoked_token_is_refused() {
     match sample.with(|request| decider.decide(&program, &trust, request, NOW)) {
         Verdict::Decided(answer) => assert_eq!(answer.decision.reason, Reason::TokenRevoked),
         Verdict::Ask(_) => panic!("a question is asked"),
+    }
+}
+
+/// A policy for a service is for the ports of that service, and leaves others as they are.
+#[test]
+fn a_policy_for_some_ports_is_none_for_others() {
+    let rules = json!([{"from": [], "to": [], "when": []}]);
+    let on = |action: &str, rules: &Value| json!({"name": "shop/p", "action": action, "service_ports": [15006, 15007], "rules": rules});
+    let table = [
+        ("DENY", on("DENY", &rules), Reason::DenyRule, Reason::NoAllowPolicy),
+        ("ALLOW", on("ALLOW", &rules), Reason::AllowRule, Reason::NoAllowPolicy),
+        ("ALLOW nothing", on("ALLOW", &json!([])), Reason::NoAllowRule, Reason::NoAllowPolicy),
+    ];
+    for (what, policy, inside, outside) in table {
+        let program = Document::new().with_policy(policy).load();
+        let mut decider = Decider::for_sidecar();
+        for (port, reason) in [(15006, inside), (15007, inside), (8080, outside)] {
+            let sample = Sample { port, ..Sample::default() };
+            let answer = sample.decided_by(&mut decider, &program, &no_keys());
+            assert_eq!((answer.decision.reason, answer.cached), (reason, false), "{what} at {port}");
+        }
+    }
+}
+
+#[test]
+fn a_policy_on_trial_for_some_ports_says_nothing_at_others() {
+    let tried = json!({
+        "name": "shop/p", "action": "ALLOW", "dry_run": true, "service_ports": [15006], "rules": [],
+    });
+    let program = Document::new().with_policy(tried).load();
+    for (port, says) in [(15006, true), (8080, false)] {
+        assert_eq!(decide(&program, &Sample { port, ..Sample::default() }).shadow.is_some(), says, "{port}");
+    }
+}
+
+#[test]
+fn a_client_is_told_apart_behind_trusted_proxies_only() {
+    let policy = json!([condition("remote.ip", json!([{"cidr": "203.0.113.0/24"}]), json!([]))]);
+    let forwarded = |value: &'static str| Sample::headers(&[("x-forwarded-for", value)]);
+    for (proxies, reason) in [(0, Reason::NoAllowPolicy), (1, Reason::DenyRule), (2, Reason::NoAllowPolicy)] {
+        let program = Document::new().trusting(proxies).policy("DENY", policy.clone()).load();
+        let mut decider = Decider::for_sidecar();
+        let mut decide = |sample: &Sample| sample.decided_by(&mut decider, &program, &no_keys()).decision.reason;
+        assert_eq!(decide(&Sample::default()), Reason::NoAllowPolicy, "none, behind {proxies}");
+        assert_eq!(decide(&forwarded("6.6.6.6, 203.0.113.9")), reason, "the last, behind {proxies}");
+        let wanted = if proxies == 2 { Reason::DenyRule } else { Reason::NoAllowPolicy };
+        assert_eq!(decide(&forwarded("203.0.113.9, 6.6.6.6")), wanted, "the last but one, behind {proxies}");
+    }
+}
+
+#[test]
+fn rules_and_rego_see_the_path_as_the_program_normalizes_it() {
+    let policy = json!([condition("request.path", json!([{"exact": "/a/b"}]), json!([]))]);
+    let rego = "package p\nallow := false if input.attributes.request.http.path == \"/a/b\"\n\
+                allow := true if input.attributes.request.http.path != \"/a/b\"\n";
+    let table = [
+        ("NONE", [false, false, false]),
+        ("BASE", [true, false, false]),
+        ("MERGE_SLASHES", [true, true, false]),
+        ("DECODE_AND_MERGE_SLASHES", [true, true, true]),
+    ];
+    for (mode, denied) in table {
+        let by_rule = Document::new().normalizing(mode).policy("DENY", policy.clone()).load();
+        let by_rego = Document::new().normalizing(mode).custom("sidecar", "deny", rego).load();
+        for (path, denied) in ["/a/./b", "/a//b", "/a%2fb"].into_iter().zip(denied) {
+            for program in [&by_rule, &by_rego] {
+                let effect = if denied { Effect::Deny } else { Effect::Allow };
+                assert_eq!(decide(program, &Sample::path(path)).effect, effect, "{path} in {mode}");
+            }
+        }
     }
 }

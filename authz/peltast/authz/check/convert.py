@@ -105,6 +105,7 @@ def _metadata(decision: Decision, program: Program) -> Struct:
         "detail": decision.detail,
         "ttl_ms": VALID_FOR_MS if decision.cacheable else 0,
         "referenced": program.attributes,
+        "shadow": decision.shadow or None,
     }
     metadata = Struct()
     metadata.update({METADATA_KEY: {name: value for name, value in own.items() if value is not None}})

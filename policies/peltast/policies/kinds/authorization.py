@@ -9,9 +9,9 @@ import ipaddress
 import re
 from collections.abc import Iterator
 from enum import StrEnum
-from typing import ClassVar
 
 from pydantic import Field
+from pydantic.alias_generators import to_camel
 
 from peltast.policies.kinds.resource import Model, Spec
 from peltast.policies.kinds.selection import WorkloadSelector
@@ -21,8 +21,6 @@ __all__ = ["Action", "AuthorizationPolicySpec", "Condition", "Operation", "Provi
 
 Finding = tuple[FieldPath, str, str]
 
-_BEHIND_PROXIES = "the client's address behind proxies is not known to sidecars yet"
-
 CONDITION_KEYS = (
     "request.headers[NAME]",
     "request.auth.principal",
@@ -30,6 +28,7 @@ CONDITION_KEYS = (
     "request.auth.presenter",
     "request.auth.claims[NAME]",
     "source.ip",
+    "remote.ip",
     "source.namespace",
     "source.principal",
     "source.serviceAccount",
@@ -44,8 +43,19 @@ _KEY_WITH_ARGUMENT = re.compile(r"request\.headers\[[!#$%&'*+.^_`|~0-9A-Za-z-]+\
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,4}")
 _TEMPLATE = re.compile(r"(/(\{\*\}|[^/{}*]*))*(/\{\*\*\}(/[^/{}*]*)*)?")
 _TEMPLATE_EXPECTED = "{*} and {**} are whole segments, {**} is the last of them, and * is nowhere else"
+_BRACES = re.compile("[{}]")
+_ONE_STAR = re.compile(r"\*?[^*]*|[^*]*\*")
+_NOT_IN_RULES = {
+    "experimental.envoy.filters.": "there are no such filters: the engine reads no dynamic metadata of Envoy",
+    "destination.namespace": "a policy is for its own namespace",
+    "destination.labels": "a policy's selector says this",
+}
+"""Keys that Istio knows, by their beginnings, and why a rule cannot have them."""
 _SERVICE_ACCOUNT = re.compile(r"(?!.{321})([^/*\s]+/)?[^/*\s]+")
 _MAX_SERVICE_ACCOUNTS = 16
+_MAX_TARGETS = 16
+_TARGETS = (("Service", ""), ("Service", "core"))
+_NO_WAYPOINTS = "gateways and waypoints are not there yet"
 _NOT_WITH_SERVICE_ACCOUNTS = ("principals", "not_principals", "namespaces", "not_namespaces")
 
 
@@ -60,6 +70,12 @@ class Action(StrEnum):
     ALLOW = "ALLOW"
     DENY = "DENY"
     CUSTOM = "CUSTOM"
+    AUDIT = "AUDIT"
+
+    @property
+    def can_be_tried(self) -> bool:
+        """Whether a policy can be on trial (dry-run): it decides by its rules alone."""
+        return self in (Action.ALLOW, Action.DENY)
 
 
 class Provider(Model):
@@ -71,11 +87,6 @@ class Provider(Model):
 class Source(Model):
     """Where a request comes from."""
 
-    refused: ClassVar = {
-        "remoteIpBlocks": _BEHIND_PROXIES,
-        "notRemoteIpBlocks": _BEHIND_PROXIES,
-    }
-
     principals: list[str] = []
     not_principals: list[str] = []
     request_principals: list[str] = []
@@ -86,6 +97,8 @@ class Source(Model):
     not_service_accounts: list[str] = []
     ip_blocks: list[str] = []
     not_ip_blocks: list[str] = []
+    remote_ip_blocks: list[str] = []
+    not_remote_ip_blocks: list[str] = []
 
 
 class Operation(Model):
@@ -129,22 +142,48 @@ class Rule(Model):
     when: list[Condition] | None = None
 
 
+class TargetReference(Model):
+    """What a policy is for, instead of a selector: a Service in the policy's namespace."""
+
+    group: str = ""
+    kind: str
+    name: str = Field(min_length=1)
+    namespace: str = ""
+
+
 class AuthorizationPolicySpec(Spec):
     """The spec of an AuthorizationPolicy."""
 
-    refused: ClassVar = {
-        "targetRef": "gateways and waypoints are not there yet; use selector",
-        "targetRefs": "gateways and waypoints are not there yet; use selector",
-    }
-
     selector: WorkloadSelector = WorkloadSelector()
+    target_ref: TargetReference | None = None
+    target_refs: list[TargetReference] = []
     action: Action = Action.ALLOW
     provider: Provider | None = None
     rules: list[Rule] = []
 
+    @property
+    def targets(self) -> list[tuple[FieldPath, TargetReference]]:
+        """The services that it is for, each with its place; without any, it is for workloads as such."""
+        single: list[tuple[FieldPath, TargetReference]] = [(("targetRef",), self.target_ref)] if self.target_ref else []
+        return [*single, *((("targetRefs", index), each) for index, each in enumerate(self.target_refs))]
+
     def problems(self) -> list[Finding]:
         """See :meth:`Spec.problems`."""
-        return [*self._provider_problems(), *self._rule_problems()]
+        return [*self._target_problems(), *self._provider_problems(), *self._rule_problems()]
+
+    def _target_problems(self) -> Iterator[Finding]:
+        given = self.model_fields_set & {"selector", "target_ref", "target_refs"}
+        if len(given) > 1:
+            yield ((), f"{' and '.join(sorted(map(to_camel, given)))} are given", "a policy has one of them")
+        if len(self.target_refs) > _MAX_TARGETS:
+            yield (("targetRefs",), f"{len(self.target_refs)} are given", f"at most {_MAX_TARGETS} are allowed")
+        if self.target_refs == [] and "target_refs" in given:
+            yield (("targetRefs",), "an empty list is given", "leave it out where it does not restrict")
+        for at, target in self.targets:
+            if (target.kind, target.group) not in _TARGETS:
+                what = f"{target.group}/{target.kind}" if target.group else target.kind
+                allowed = f'a Service (of the group "") is expected: {_NO_WAYPOINTS}'
+                yield ((*at, "kind"), f"{what} is given", allowed)
 
     def _provider_problems(self) -> Iterator[Finding]:
         if self.action is Action.CUSTOM and self.provider is None:
@@ -177,8 +216,10 @@ def _source_problems(source: Source, at: FieldPath) -> Iterator[Finding]:
         if given and not source.model_fields_set.isdisjoint(_NOT_WITH_SERVICE_ACCOUNTS):
             yield ((*at, name), "given with principals or namespaces", "a source has the one or the others")
         yield from _service_account_problems(given, (*at, name))
-    for name, blocks in (("ipBlocks", source.ip_blocks), ("notIpBlocks", source.not_ip_blocks)):
-        yield from _address_problems(blocks, (*at, name))
+    for name in ("ip_blocks", "not_ip_blocks", "remote_ip_blocks", "not_remote_ip_blocks"):
+        yield from _address_problems(getattr(source, name), (*at, to_camel(name)))
+    for name, namespaces in (("namespaces", source.namespaces), ("notNamespaces", source.not_namespaces)):
+        yield from _namespace_problems(namespaces, (*at, name))
 
 
 def _operation_problems(operation: Operation, at: FieldPath) -> Iterator[Finding]:
@@ -189,11 +230,15 @@ def _operation_problems(operation: Operation, at: FieldPath) -> Iterator[Finding
         yield from _port_problems(ports, (*at, name))
     for name, paths in (("paths", operation.paths), ("notPaths", operation.not_paths)):
         for index, path in enumerate(paths):
-            if is_template(path) and not _TEMPLATE.fullmatch(path):
+            if _BRACES.search(path) and not _TEMPLATE.fullmatch(path):
                 yield ((*at, name, index), f"{path!r} is given", _TEMPLATE_EXPECTED)
 
 
 def _condition_problems(condition: Condition, at: FieldPath) -> Iterator[Finding]:
+    for beginning, reason in _NOT_IN_RULES.items():
+        if condition.key.startswith(beginning):
+            yield ((*at, "key"), f"{condition.key!r} is given", f"it is not taken: {reason}")
+            return
     if condition.key not in _PLAIN_KEYS and not _KEY_WITH_ARGUMENT.fullmatch(condition.key):
         yield ((*at, "key"), f"{condition.key!r} is given", f"one of {', '.join(CONDITION_KEYS)} is expected")
     if not condition.values and not condition.not_values:
@@ -202,6 +247,9 @@ def _condition_problems(condition: Condition, at: FieldPath) -> Iterator[Finding
     if condition.key == "source.serviceAccount":
         yield from _service_account_problems(condition.values, (*at, "values"))
         yield from _service_account_problems(condition.not_values, (*at, "notValues"))
+    if condition.key == "source.namespace":
+        yield from _namespace_problems(condition.values, (*at, "values"))
+        yield from _namespace_problems(condition.not_values, (*at, "notValues"))
     if condition.key in _ADDRESS_KEYS:
         yield from _address_problems(condition.values, (*at, "values"))
         yield from _address_problems(condition.not_values, (*at, "notValues"))
@@ -225,6 +273,13 @@ def _port_problems(ports: list[str], at: FieldPath) -> Iterator[Finding]:
     for index, port in enumerate(ports):
         if not (_NUMBER.fullmatch(port) and 0 < int(port) < 65536):
             yield ((*at, index), f"{port!r} is given", 'a port from "1" to "65535" is expected')
+
+
+def _namespace_problems(namespaces: list[str], at: FieldPath) -> Iterator[Finding]:
+    """No namespace has a star in it; in Istio, one anywhere stands for anything."""
+    for index, namespace in enumerate(namespaces):
+        if not _ONE_STAR.fullmatch(namespace):
+            yield ((*at, index), f"{namespace!r} is given", "a * at the beginning or at the end is expected")
 
 
 def _service_account_problems(accounts: list[str], at: FieldPath) -> Iterator[Finding]:

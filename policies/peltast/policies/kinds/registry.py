@@ -11,6 +11,7 @@ from pydantic_core import ErrorDetails
 
 from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
+from peltast.policies.kinds.mesh import MeshConfigSpec
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Model, Resource, Spec
 from peltast.policies.kinds.workload import ServiceSpec, WorkloadEntrySpec, WorkloadRegistrationSpec
@@ -25,6 +26,7 @@ _PELTAST = ("peltast.dev/v1",)
 
 KINDS: dict[str, tuple[tuple[str, ...], type[Spec]]] = {
     "AuthorizationPolicy": (_SECURITY, AuthorizationPolicySpec),
+    "MeshConfig": (_PELTAST, MeshConfigSpec),
     "PeerAuthentication": (_SECURITY, PeerAuthenticationSpec),
     "RequestAuthentication": (_SECURITY, RequestAuthenticationSpec),
     "RegoPolicy": (_PELTAST, RegoPolicySpec),
@@ -41,7 +43,12 @@ _REFUSED_KINDS = {
     **dict.fromkeys(("VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "Sidecar"), _LATER),
     **dict.fromkeys(("WorkloadGroup", "Telemetry", "AuditPolicy", "RateLimitPolicy"), _LATER),
 }
-_REFUSED_ANNOTATIONS = {"istio.io/dry-run": "shadow decisions are not there yet; the policy would be enforced"}
+_DRY_RUN = "istio.io/dry-run"
+_BOOLEANS = {
+    **dict.fromkeys(("1", "t", "T", "true", "TRUE", "True"), True),
+    **dict.fromkeys(("0", "f", "F", "false", "FALSE", "False"), False),
+}
+"""How Go, and so Istio, writes booleans in an annotation."""
 
 
 class _Metadata(BaseModel):
@@ -70,18 +77,35 @@ def read_resource(document: Document) -> Resource[Spec]:
     ]
     metadata = _validate(document, _Metadata, "metadata", problems)
     spec = _validate(document, spec_type, "spec", problems)
-    problems += [
-        _problem(document, ("metadata", "annotations", name), "not taken here", reason)
-        for name, reason in _REFUSED_ANNOTATIONS.items()
-        if metadata is not None and metadata.annotations.get(name, "false") != "false"
-    ]
+    if metadata is not None and spec is not None and (reason := _dry_run_problem(metadata, spec)) is not None:
+        given = f"{metadata.annotations[_DRY_RUN]!r} is given"
+        problems.append(_problem(document, ("metadata", "annotations", _DRY_RUN), given, reason))
     if metadata is None or spec is None or problems:
         raise InvalidConfiguration(problems)
     if findings := spec.problems():
         raise InvalidConfiguration(
             _problem(document, ("spec", *at), _short(given, 200), allowed) for at, given, allowed in findings
         )
-    return Resource(kind, metadata.namespace, metadata.name, metadata.labels, spec, document)
+    return Resource(
+        kind, metadata.namespace, metadata.name, metadata.labels, spec, document, dry_run=_is_dry_run(metadata) is True
+    )
+
+
+def _is_dry_run(metadata: _Metadata) -> bool | None:
+    """What the annotation says; none where that is no boolean."""
+    return _BOOLEANS.get(metadata.annotations.get(_DRY_RUN, "false"))
+
+
+def _dry_run_problem(metadata: _Metadata, spec: Spec) -> str | None:
+    """What is wrong with the annotation: what cannot be tried would be enforced instead."""
+    match _is_dry_run(metadata), spec:
+        case None, _:
+            return '"true" or "false" is expected'
+        case True, AuthorizationPolicySpec(action=action) if not action.can_be_tried:
+            return f"only ALLOW and DENY policies can be tried; the action is {action}"
+        case True, _ if not isinstance(spec, AuthorizationPolicySpec):
+            return "only an AuthorizationPolicy can be tried"
+    return None
 
 
 def _known_kind(document: Document, value: dict[str, Any]) -> tuple[str, type[Spec]]:

@@ -44,6 +44,8 @@ class Resource(Generic[S]):
     labels: dict[str, str]
     spec: S
     document: Document = field(compare=False, repr=False)
+    dry_run: bool = False
+    """Whether it is on trial only: evaluated and recorded, not enforced."""
 
     @property
     def full_name(self) -> str:

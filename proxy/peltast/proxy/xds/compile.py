@@ -30,6 +30,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from peltast.authz.revision import Revision
+from peltast.policies.kinds.mesh import Normalization
 from peltast.policies.kinds.workload import ServicePort
 from peltast.policies.snapshot import Route, Workload
 from peltast.proxy.xds import module as dynamic_module
@@ -62,10 +63,10 @@ class Surroundings:
 
 def compile_resources(revision: Revision, workload: Workload, surroundings: Surroundings) -> Resources:
     """Every resource of the sidecar of `workload`."""
-    module = surroundings.module
+    module, normalization = surroundings.module, revision.snapshot.mesh.normalization
     listeners = [
-        *(inbound_listener(workload, port, module) for port in workload.ports),
-        *(outbound_listener(workload, route, module) for route in workload.routes),
+        *(inbound_listener(workload, port, module, normalization) for port in workload.ports),
+        *(outbound_listener(workload, route, module, normalization) for route in workload.routes),
     ]
     clusters = [
         *(application_cluster(workload, port) for port in workload.ports),
@@ -88,7 +89,7 @@ def compile_resources(revision: Revision, workload: Workload, surroundings: Surr
 # Listeners ------------------------------------------------------------------------------------------------------------
 
 
-def inbound_listener(workload: Workload, port: ServicePort, module: str) -> Listener:
+def inbound_listener(workload: Workload, port: ServicePort, module: str, normalization: Normalization) -> Listener:
     """Takes requests from peers: mutual TLS, then the module, then the application."""
     manager = connection_manager(
         f"inbound_{port.port}",
@@ -98,6 +99,7 @@ def inbound_listener(workload: Workload, port: ServicePort, module: str) -> List
             for name in (dynamic_module.KEYS, dynamic_module.REVOCATIONS, dynamic_module.PROGRAM)
         ],
         dynamic_module.access_log(module, "inbound"),
+        normalization,
     )
     # Whatever a peer claims in x-forwarded-client-cert is replaced by what it proved.
     manager.forward_client_cert_details = HttpConnectionManager.SANITIZE_SET
@@ -116,13 +118,14 @@ def inbound_listener(workload: Workload, port: ServicePort, module: str) -> List
     return without_reuse_port(listener)
 
 
-def outbound_listener(workload: Workload, route: Route, module: str) -> Listener:
+def outbound_listener(workload: Workload, route: Route, module: str, normalization: Normalization) -> Listener:
     """Takes requests from the application, for one service."""
     manager = connection_manager(
         f"outbound_{route.port}",
         outbound_cluster_name(route),
         [],
         dynamic_module.access_log(module, "outbound"),
+        normalization,
     )
     listener = Listener(
         name=f"outbound_{route.port}",
@@ -138,8 +141,11 @@ def without_reuse_port(listener: Listener) -> Listener:
     return listener
 
 
-def connection_manager(name: str, cluster: str, filters: Iterable[HttpFilter], log: Any) -> HttpConnectionManager:
+def connection_manager(
+    name: str, cluster: str, filters: Iterable[HttpFilter], log: Any, normalization: Normalization
+) -> HttpConnectionManager:
     """A connection manager that sends every request to `cluster`. Paths are normalized as in the engine."""
+    decodes = normalization.includes(Normalization.DECODE_AND_MERGE_SLASHES)
     router = HttpFilter(name="envoy.filters.http.router")
     router.typed_config.Pack(Router())
     everything = EnvoyRoute(
@@ -152,11 +158,15 @@ def connection_manager(name: str, cluster: str, filters: Iterable[HttpFilter], l
         ),
         http_filters=[*filters, router],
         access_log=[log],
-        normalize_path=BoolValue(value=True),
-        merge_slashes=True,
-        path_with_escaped_slashes_action=HttpConnectionManager.KEEP_UNCHANGED,
-        # The peer's own address, and not one that a header claims.
+        normalize_path=BoolValue(value=normalization.includes(Normalization.BASE)),
+        merge_slashes=normalization.includes(Normalization.MERGE_SLASHES),
+        path_with_escaped_slashes_action=(
+            HttpConnectionManager.UNESCAPE_AND_FORWARD if decodes else HttpConnectionManager.KEEP_UNCHANGED
+        ),
+        # The peer's own address, and not one that a header claims. The engine finds the client's behind proxies: a
+        # sidecar is none of them, and adds nothing to x-forwarded-for.
         use_remote_address=BoolValue(value=True),
+        skip_xff_append=True,
         preserve_external_request_id=True,
         request_headers_timeout=_HEADERS_TIMEOUT,
         delayed_close_timeout=_DELAYED_CLOSE,
