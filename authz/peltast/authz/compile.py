@@ -275,7 +275,8 @@ def in_trust_domains(principal: str, trust_domains: Sequence[str]) -> list[str]:
     def is_meant(domain: str) -> bool:
         return domain == given or (suffix != given and domain.endswith(suffix))
 
-    if not slash or given == "*" or not any(map(is_meant, (*trust_domains, _OWN_TRUST_DOMAIN))):
+    is_ours = given == _OWN_TRUST_DOMAIN or any(map(is_meant, trust_domains))
+    if not slash or given == "*" or not is_ours:
         return [principal]
     return [principal if is_meant(domain) else f"{domain}/{rest}" for domain in trust_domains]
 
