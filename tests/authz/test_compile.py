@@ -68,11 +68,16 @@ def test_a_policy_for_others_leaves_a_program_as_it_is(workloads: str, policy: C
 
 def test_the_policy_name_of_the_trust_domain_is_cluster_local(workloads: str, policy: Callable[..., str]) -> None:
     """As in Istio: policies need not know what the mesh's trust domain is called."""
-    rule = {"from": [{"source": {"principals": ["cluster.local/ns/a/sa/b", "td.example/ns/a/sa/c"]}}]}
+    given = ["cluster.local/ns/a/sa/b", "td.example/ns/a/sa/c", "*local/ns/a/sa/d"]
+    rule = {"from": [{"source": {"principals": given}}]}
     files = {"w.yaml": workloads.encode(), "p.yaml": policy({"rules": [rule]}).encode()}
     program = json.loads(compile_revision(load(files, "td.example", 1)).programs[WORKLOAD])
     [[condition]] = program["policies"][0]["rules"][0]["from"]
-    assert condition["any"] == [{"exact": "td.example/ns/a/sa/b"}, {"exact": "td.example/ns/a/sa/c"}]
+    assert condition["any"] == [
+        {"exact": "td.example/ns/a/sa/b"},
+        {"exact": "td.example/ns/a/sa/c"},
+        {"suffix": "local/ns/a/sa/d"},
+    ]
 
 
 PIECES = st.lists(st.sampled_from(["/", "a", "{*}", "{**}", "/{*}", "/{**}", "{", "}", "*"]), max_size=4).map("".join)

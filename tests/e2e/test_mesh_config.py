@@ -19,6 +19,7 @@ from peltast.policies.sources.folder import read_folder
 PEER = "spiffe://cluster.local/ns/shop/sa/client"
 REQUESTS = 600
 PIECES = ["/", "/", "//", ".", "..", "a", "b", "%2e", "%2E%2e", "%2f", "%5C", "\\", ";x=1", "%41", "%252f", "%20"]
+PIECES += ["..;x\\b", "..;x%5cb", "..;x%2fb"]
 FORWARDED = [None, "203.0.113.9", "6.6.6.6, 203.0.113.9", "203.0.113.9, 6.6.6.6", "203.0.113.9,", "unknown"]
 
 CONFIGURATION = """

@@ -83,6 +83,30 @@ async def cache_of(state: Path, workload: str) -> dict[str, int]:
     return total
 
 
+TOLD = """
+apiVersion: peltast.dev/v1
+kind: AuditPolicy
+metadata: {name: told, namespace: shop}
+spec: {denials: {policyName: true}}
+"""
+
+
+async def test_a_denial_names_the_policy_where_an_audit_policy_allows_it(folder: Path, state: Path) -> None:
+    (folder / "deny.yaml").write_text(DENY)
+    async with RunningMesh(folder, state):
+        problem = (await ask(CLIENT, EGRESS_PORT, "GET", "/open/closed")).json()
+        assert problem["status"] == 403
+        assert "policy" not in problem
+        (folder / "told.yaml").write_text(TOLD)
+
+        async def told() -> str | None:
+            policy: str | None = (await ask(CLIENT, EGRESS_PORT, "GET", "/open/closed")).json().get("policy")
+            return policy
+
+        assert await eventually(told, "the denial names the policy") == "shop/closed"
+        assert "policy" not in (await ask(CLIENT, EGRESS_PORT, "GET", "/shut")).json(), "no policy denied by itself"
+
+
 async def test_a_denial_names_the_request_by_which_it_is_on_record(folder: Path, state: Path) -> None:
     async with RunningMesh(folder, state) as mesh:
         response = await ask(CLIENT, EGRESS_PORT, "GET", "/shut")

@@ -219,11 +219,11 @@ impl Decider {
                 rego.evaluate(evaluator, facts).map_err(Failure::Rego)
             };
             if let Some(denied) = state.apply(rego, ruling, program, (&custom.policy.name, rule)) {
-                return Outcome::of(Decision { shadow, ..denied }, asked);
+                return Outcome::of(program, Decision { shadow, ..denied }, asked);
             }
         }
         let decision = state.conclude(program, by_rules(program, facts));
-        Outcome::of(Decision { shadow, ..decision }, asked)
+        Outcome::of(program, Decision { shadow, ..decision }, asked)
     }
 }
 
@@ -246,7 +246,8 @@ enum Outcome<'p> {
 }
 
 impl<'p> Outcome<'p> {
-    fn of(decision: Decision, asked: Option<&'p Rego>) -> Self {
+    fn of(program: &Program, decision: Decision, asked: Option<&'p Rego>) -> Self {
+        let decision = Decision { tells_policy: program.tells_policy(), ..decision };
         match asked {
             Some(rego) => Self::Ask { rego, unanswered: decision },
             None => Self::Decided(decision),

@@ -168,6 +168,8 @@ pub struct Decision {
     pub lifetime: Lifetime,
     /// For people: what failed, where something did.
     pub detail: Option<String>,
+    /// Whether whoever is denied learns the policy's name.
+    pub tells_policy: bool,
     /// What policies that are not enforced say, where there are any.
     pub shadow: Option<Arc<Shadow>>,
 }
@@ -188,6 +190,7 @@ impl Decision {
             body: None,
             lifetime: Lifetime::Program,
             detail: None,
+            tells_policy: false,
             shadow: None,
         }
     }

@@ -40,6 +40,9 @@ pub(crate) struct Workload {
     /// Proxies before the peer that are trusted to tell in `x-forwarded-for` whom they got a request from.
     #[serde(default)]
     pub(crate) trusted_proxies: usize,
+    /// Whether whoever is denied learns the name of the policy that denied.
+    #[serde(default)]
+    pub(crate) tells_policy: bool,
 }
 
 /// One `jwtRules` entry of a RequestAuthentication.
@@ -151,7 +154,7 @@ mod tests {
             "schema": 1,
             "workload": {
                 "principal": "spiffe://td/ns/a/sa/b", "ports": {"15006": 8080}, "path_normalization": "BASE",
-                "trusted_proxies": 1,
+                "trusted_proxies": 1, "tells_policy": true,
             },
             "authentication": [
                 {"issuer": "https://i", "audiences": ["api"], "forward_original_token": false, "keys": "k"},
@@ -193,6 +196,7 @@ mod tests {
             ("/workload/ports", json!([]), "invalid type"),
             ("/workload/path_normalization", json!("SOME"), "unknown variant"),
             ("/workload/trusted_proxies", json!(-1), "invalid value"),
+            ("/workload/tells_policy", json!("yes"), "invalid type"),
             ("/policies/1/service_ports", json!([65536]), "65536"),
             ("/authentication/0", json!({}), "missing field"),
             ("/authentication/0/forward_original_token", json!("no"), "invalid type"),
@@ -230,7 +234,7 @@ mod tests {
 
     #[test]
     fn members_are_neither_missing_nor_more() {
-        let optional = ["dry_run", "service_ports", "path_normalization", "trusted_proxies"];
+        let optional = ["dry_run", "service_ports", "path_normalization", "trusted_proxies", "tells_policy"];
         let objects = ["", "/workload", "/authentication/0", "/rego/0", "/policies/0", "/policies/1/rules/0"];
         for place in objects {
             let mut document = sound();

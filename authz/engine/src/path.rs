@@ -109,21 +109,17 @@ const NORMAL: [bool; 256] = {
     normal
 };
 
-/// `%2f` and `%5c` are slashes.
+/// `%2f` is a slash and `%5c` a backslash.
 fn unescape_slashes(path: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(path.len());
     let mut at = 0;
     while at < path.len() {
-        match unescape(&path[at..]) {
-            (b'/' | b'\\', length) => {
-                out.push(b'/');
-                at += length;
-            }
-            _ => {
-                out.push(path[at]);
-                at += 1;
-            }
-        }
+        let (byte, length) = match unescape(&path[at..]) {
+            slash @ (b'/' | b'\\', _) => slash,
+            _ => (path[at], 1),
+        };
+        out.push(byte);
+        at += length;
     }
     out
 }
@@ -290,6 +286,9 @@ mod tests {
             ("/a%2F%5c%5Cb", ["/a%2F%5c%5Cb", "/a%2F%5c%5Cb", "/a/b"]),
             ("/a/..%2f..%2fb", ["/a/..%2f..%2fb", "/a/..%2f..%2fb", "/b"]),
             ("/a/x%2f..;y=1/b", ["/a/x%2f..;y=1/b", "/a/x%2f..;y=1/b", "/a/b"]),
+            (r"/a/..;x\b/c", ["/c", "/c", "/c"]),
+            ("/a/..;x%5cb/c", ["/c", "/c", "/c"]),
+            ("/a/..;x%2fb/c", ["/c", "/c", "/b/c"]),
             ("/a%252fb", ["/a%252fb", "/a%252fb", "/a%252fb"]),
             ("/a?b=%2f//", ["/a?b=%2f//", "/a?b=%2f//", "/a?b=%2f//"]),
         ];

@@ -57,6 +57,7 @@ pub struct Program {
     ports: BTreeMap<u16, u16>,
     path_normalization: Normalization,
     trusted_proxies: usize,
+    tells_policy: bool,
 }
 
 /// The policies that decide by rules alone.
@@ -117,6 +118,7 @@ impl Program {
             ports: document.workload.ports,
             path_normalization: document.workload.path_normalization,
             trusted_proxies: document.workload.trusted_proxies,
+            tells_policy: document.workload.tells_policy,
         })
     }
 
@@ -143,6 +145,11 @@ impl Program {
     /// How paths are normalized before rules see them, and before the application does.
     pub fn path_normalization(&self) -> Normalization {
         self.path_normalization
+    }
+
+    /// Whether whoever is denied learns the name of the policy that denied.
+    pub fn tells_policy(&self) -> bool {
+        self.tells_policy
     }
 
     /// `request`, with its verified `token`, as rules see it.

@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from peltast.policies.kinds.audit import AuditPolicySpec
 from peltast.policies.kinds.authentication import JwtRule, RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import (
     Action,
@@ -49,6 +50,7 @@ def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
                 "principal": workload.principal,
                 "ports": {str(port.port): port.target_port for port in workload.ports},
                 **mesh_settings(snapshot.mesh),
+                **({"tells_policy": True} if tells_policy(snapshot, workload) else {}),
             },
             "authentication": [
                 authentication(rule, key_set_name(resource, index))
@@ -67,6 +69,12 @@ def mesh_settings(mesh: MeshConfigSpec) -> Json:
     settings: Json = {"path_normalization": mesh.normalization.value, "trusted_proxies": mesh.trusted_proxies}
     defaults: Json = {"path_normalization": Normalization.MERGE_SLASHES.value, "trusted_proxies": 0}
     return {name: value for name, value in settings.items() if value != defaults[name]}
+
+
+def tells_policy(snapshot: Snapshot, workload: Workload) -> bool:
+    """Whether whoever is denied learns the policy's name: there is an AuditPolicy for `workload`, and each says so."""
+    says = [resource.spec.denials.policy_name for resource in snapshot.applying_to(workload, AuditPolicySpec)]
+    return bool(says) and all(says)
 
 
 def compile_keys(snapshot: Snapshot, workload: Workload) -> bytes:
@@ -267,7 +275,8 @@ def in_trust_domains(principal: str, trust_domains: Sequence[str]) -> list[str]:
     def is_meant(domain: str) -> bool:
         return domain == given or (suffix != given and domain.endswith(suffix))
 
-    if not slash or given == "*" or not any(map(is_meant, (*trust_domains, _OWN_TRUST_DOMAIN))):
+    is_ours = given == _OWN_TRUST_DOMAIN or any(map(is_meant, trust_domains))
+    if not slash or given == "*" or not is_ours:
         return [principal]
     return [principal if is_meant(domain) else f"{domain}/{rest}" for domain in trust_domains]
 

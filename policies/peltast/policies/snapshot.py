@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TypeVar
 
+from peltast.policies.kinds.audit import AuditPolicySpec
 from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
@@ -32,7 +33,7 @@ from peltast.policies.sources.json_text import read_json
 __all__ = ["RegoSource", "Route", "Snapshot", "Workload", "load"]
 
 S = TypeVar("S", bound=Spec)
-P = TypeVar("P", AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
+P = TypeVar("P", AuditPolicySpec, AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
 
 
 @dataclass(frozen=True)

@@ -207,6 +207,7 @@ pub(crate) fn decision(body: &[u8], program: &Program) -> Result<Decision, Strin
         body: None,
         lifetime: own.lifetime(program),
         detail: own.text("detail").map(str::to_owned),
+        tells_policy: program.tells_policy(),
         shadow: own.shadow(),
     };
     if allowed {

@@ -5,7 +5,7 @@ use peltast_engine::Decision;
 use crate::envoy::Stream;
 
 /// Answers a request for which `decision` is a denial: as its policy says, else with a problem document (RFC 9457),
-/// whose `request_id` leads to the record. It does not say which policy denied.
+/// whose `request_id` leads to the record. It says which policy denied only where an AuditPolicy allows it.
 pub(crate) fn deny(stream: Stream, decision: &Decision) {
     let mut headers: Vec<(&str, &str)> = Vec::new();
     if decision.status == 401 {
@@ -17,11 +17,12 @@ pub(crate) fn deny(stream: Stream, decision: &Decision) {
         return stream.respond(decision.status, &headers, body, details);
     }
     headers.push(("content-type", "application/problem+json"));
-    let body = problem(decision.status, stream.header("x-request-id"));
+    let policy = decision.policy.as_deref().filter(|_| decision.tells_policy);
+    let body = problem(decision.status, stream.header("x-request-id"), policy);
     stream.respond(decision.status, &headers, &body, details);
 }
 
-fn problem(status: u16, request_id: Option<&[u8]>) -> String {
+fn problem(status: u16, request_id: Option<&[u8]>, policy: Option<&str>) -> String {
     let title = match status {
         401 => "Unauthorized",
         403 => "Forbidden",
@@ -30,7 +31,10 @@ fn problem(status: u16, request_id: Option<&[u8]>) -> String {
         _ => "Denied",
     };
     let request_id = request_id.map(String::from_utf8_lossy);
-    let document = serde_json::json!({ "title": title, "status": status, "request_id": request_id });
+    let mut document = serde_json::json!({ "title": title, "status": status, "request_id": request_id });
+    if let Some(policy) = policy {
+        document["policy"] = policy.into();
+    }
     format!("{document}\n")
 }
 
@@ -47,9 +51,16 @@ mod tests {
             (None, serde_json::Value::Null),
         ];
         for (request_id, wanted) in table {
-            let document: serde_json::Value = serde_json::from_str(&problem(403, *request_id)).expect("JSON");
+            let document: serde_json::Value = serde_json::from_str(&problem(403, *request_id, None)).expect("JSON");
             assert_eq!((&document["title"], &document["status"]), (&"Forbidden".into(), &403.into()));
             assert_eq!(&document["request_id"], wanted);
+            assert!(document.get("policy").is_none());
         }
+    }
+
+    #[test]
+    fn a_problem_names_the_policy_it_is_given() {
+        let document: serde_json::Value = serde_json::from_str(&problem(403, None, Some("a/b"))).expect("JSON");
+        assert_eq!(document["policy"], "a/b");
     }
 }

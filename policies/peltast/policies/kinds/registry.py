@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
+from peltast.policies.kinds.audit import AuditPolicySpec
 from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
@@ -25,6 +26,7 @@ _NETWORKING = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "network
 _PELTAST = ("peltast.dev/v1",)
 
 KINDS: dict[str, tuple[tuple[str, ...], type[Spec]]] = {
+    "AuditPolicy": (_PELTAST, AuditPolicySpec),
     "AuthorizationPolicy": (_SECURITY, AuthorizationPolicySpec),
     "MeshConfig": (_PELTAST, MeshConfigSpec),
     "PeerAuthentication": (_SECURITY, PeerAuthenticationSpec),
@@ -41,7 +43,7 @@ _REFUSED_KINDS = {
     "EnvoyFilter": "it would change the proxy behind the policies' back",
     "WasmPlugin": "it would run code in the proxy that no policy speaks of",
     **dict.fromkeys(("VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "Sidecar"), _LATER),
-    **dict.fromkeys(("WorkloadGroup", "Telemetry", "AuditPolicy", "RateLimitPolicy"), _LATER),
+    **dict.fromkeys(("WorkloadGroup", "Telemetry", "RateLimitPolicy"), _LATER),
 }
 _DRY_RUN = "istio.io/dry-run"
 _BOOLEANS = {
