@@ -99,7 +99,7 @@ impl Decider {
         };
         let facts = Facts {
             request,
-            path: path::normalize(request.http.path),
+            path: path::normalize(request.http.map_or(b"", |http| http.path)),
             token: token.as_deref(),
             destination_port: program.application_port(request.connection.destination_port),
         };
@@ -137,7 +137,7 @@ impl Decider {
         if program.authentication.is_empty() {
             return Ok(None);
         }
-        let Some(header) = request.http.headers.get("authorization") else { return Ok(None) };
+        let Some(header) = request.http.and_then(|http| http.headers.get("authorization")) else { return Ok(None) };
         let Some(text) = bearer(&header) else { return Ok(None) };
         let rules = (program.hash, &program.authentication[..]);
         self.tokens.get(text, rules, keys, (now / 1000) as i64).map(Some)
@@ -170,6 +170,10 @@ fn write_key(program: &Program, facts: &Facts<'_>, key: &mut Vec<u8>) {
     key.extend_from_slice(&program.hash.0);
     for attribute in &program.attributes {
         facts.write_key(attribute, key);
+    }
+    // Rules take a connection otherwise than a request that lacks the same values.
+    if facts.request.http.is_none() {
+        key.push(0);
     }
 }
 
@@ -287,7 +291,7 @@ fn by_rules(program: &Program, facts: &Facts<'_>) -> Option<Decision> {
         }
     }
     for policy in &program.allow {
-        if let Some(rule) = matching(&policy.rules, facts) {
+        if let Some(rule) = allowing(&policy.rules, facts) {
             return Some(decided(Effect::Allow, Reason::AllowRule).by(&policy.name, rule));
         }
     }
@@ -299,6 +303,12 @@ fn matching(rules: &[Rule], facts: &Facts<'_>) -> Option<u32> {
     rules.iter().position(|rule| rule.matches(facts)).map(|index| index as u32)
 }
 
+/// The first of `rules` that allows. One that asks for what a connection without requests cannot have never does.
+fn allowing(rules: &[Rule], facts: &Facts<'_>) -> Option<u32> {
+    let lacks = |rule: &Rule| rule.conditions().any(|condition| facts.lacks(&condition.attribute));
+    rules.iter().position(|rule| rule.matches(facts) && !lacks(rule)).map(|index| index as u32)
+}
+
 impl Rule {
     fn matches(&self, facts: &Facts<'_>) -> bool {
         let all = |conditions: &[Condition]| conditions.iter().all(|condition| condition.matches(facts));
@@ -308,7 +318,12 @@ impl Rule {
 }
 
 impl Condition {
+    /// A condition on what a connection without requests cannot have is passed over, as in Istio: a DENY rule is not
+    /// stepped around for lack of it, and [`allowing`] leaves out the rule.
     fn matches(&self, facts: &Facts<'_>) -> bool {
+        if facts.lacks(&self.attribute) {
+            return true;
+        }
         (self.any.is_empty() || self.finds(&self.any, facts))
             && (self.none.is_empty() || !self.finds(&self.none, facts))
     }

@@ -319,13 +319,13 @@ fn downstream(stream: &Stream) -> Rc<Downstream> {
 fn request<'a>(stream: &'a Stream, downstream: &'a Downstream) -> Request<'a> {
     Request {
         connection: downstream.connection(),
-        http: Http {
+        http: Some(Http {
             method: stream.header(":method").unwrap_or_default(),
             host: stream.header(":authority").unwrap_or_default(),
             path: stream.header(":path").unwrap_or_default(),
             scheme: stream.header(":scheme").unwrap_or_default(),
             protocol: stream.attribute(abi::ATTRIBUTE_REQUEST_PROTOCOL).unwrap_or_default(),
             headers: stream,
-        },
+        }),
     }
 }
