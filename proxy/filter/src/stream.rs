@@ -6,15 +6,14 @@ use std::sync::Arc;
 
 use peltast_engine::path;
 use peltast_engine::record::{Field, Fields, Kind};
-use peltast_engine::{
-    Answer, Decision, Effect, Hash, Http, KeySets, Lifetime, Program, Question, Reason, Request, Source, Verdict,
-};
+use peltast_engine::{Answer, Decision, Effect, Http, KeySets, Lifetime, Program, Question, Reason, Request, Verdict};
 
 use crate::abi;
 use crate::callout;
 use crate::config::keys;
 use crate::downstream::Downstream;
 use crate::envoy::Stream;
+use crate::outcome::{decided_by, Outcome};
 use crate::worker::{self, Ended, Now, Worker};
 
 /// The cluster by which the check service is reached.
@@ -55,15 +54,6 @@ enum Step {
     Concluded(Answer),
     /// It waits for the check service or for another stream's answer.
     Waiting,
-}
-
-/// What a record tells of a decision beside the request.
-struct Outcome<'a> {
-    decision: &'a Decision,
-    decided_by: &'static str,
-    downstream: &'a Downstream,
-    issuer_and_subject: Option<(&'a str, &'a str)>,
-    keys: Option<Hash>,
 }
 
 impl StreamState {
@@ -218,12 +208,7 @@ impl StreamState {
         let token = answer.token.as_deref();
         let outcome = Outcome {
             decision: &answer.decision,
-            decided_by: match (answer.cached, answer.decision.source) {
-                (true, _) => "cache",
-                (false, Source::Engine) => "engine",
-                (false, Source::Check) => "check",
-                (false, Source::FailedOpen) => "failed-open",
-            },
+            decided_by: decided_by(&answer),
             downstream,
             issuer_and_subject: token.map(|token| (token.issuer.as_str(), token.subject.as_str())),
             keys: Some(keys.hash()),
@@ -251,15 +236,7 @@ impl StreamState {
     }
 
     fn fill(&self, fields: &mut Fields<'_>, stream: &Stream, outcome: &Outcome<'_>) {
-        let decision = outcome.decision;
-        let downstream = outcome.downstream;
-        fields.optional(Field::SourcePrincipal, downstream.peer.as_ref().map(|peer| peer.principal.as_bytes()));
-        fields.optional(Field::SourceSerial, downstream.peer.as_ref().map(|peer| peer.serial.as_bytes()));
-        fields.optional(Field::SourceAddress, downstream.source_address.as_ref());
-        fields.bytes(Field::DestinationPrincipal, self.program.principal().as_bytes());
-        if let Some(address) = downstream.destination {
-            fields.number(Field::DestinationPort, u64::from(self.program.application_port(address.port())));
-        }
+        outcome.fill_parties(fields, &self.program);
         fields.optional(Field::TokenIssuer, outcome.issuer_and_subject.map(|(issuer, _)| issuer));
         fields.optional(Field::TokenSubject, outcome.issuer_and_subject.map(|(_, subject)| subject));
         fields.optional(Field::Method, stream.header(":method"));
@@ -267,17 +244,8 @@ impl StreamState {
         fields.optional(Field::Path, stream.header(":path"));
         fields.optional(Field::RequestId, stream.header("x-request-id"));
         fields.optional(Field::TraceParent, stream.header("traceparent"));
-        fields.bytes(Field::Effect, if decision.effect == Effect::Allow { b"allow" } else { b"deny" });
-        fields.number(Field::Status, u64::from(decision.status));
-        fields.optional(Field::Policy, decision.policy.as_deref());
-        if let Some(rule) = decision.rule {
-            fields.number(Field::Rule, u64::from(rule));
-        }
-        fields.bytes(Field::Reason, decision.reason.as_str().as_bytes());
-        fields.bytes(Field::DecidedBy, outcome.decided_by.as_bytes());
-        fields.optional(Field::Detail, decision.detail.as_deref());
-        fields.bytes(Field::Program, &decision.program.0);
-        fields.optional(Field::Keys, outcome.keys.map(|keys| keys.0));
+        fields.number(Field::Status, u64::from(outcome.decision.status));
+        outcome.fill_decision(fields);
     }
 
     /// Readies a decided request for the application, or says that it is to be answered here.
