@@ -86,6 +86,8 @@ pub(crate) const CALLOUT_SUCCESS: u32 = 0;
 pub(crate) const CONNECTION_CONTINUE: u32 = 0;
 /// Later network filters neither see the connection nor its bytes until reading is continued.
 pub(crate) const CONNECTION_STOP: u32 = 1;
+pub(crate) const EVENT_REMOTE_CLOSE: u32 = 0;
+pub(crate) const EVENT_LOCAL_CLOSE: u32 = 1;
 /// Of a TLS connection: its handshake is over.
 pub(crate) const EVENT_CONNECTED: u32 = 2;
 /// What waits to be written is not waited for.

@@ -97,7 +97,7 @@ fn fill_connection_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Opti
             fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
         }
     }
-    fields.optional(Field::EndDetails, entry.termination_details());
+    fields.optional(Field::EndDetails, connection::why_ended(entry));
     fill_traffic(fields, entry);
 }
 

@@ -13,13 +13,38 @@ use crate::network::Connection;
 use crate::outcome::{decided_by, Outcome};
 use crate::worker::{self, Now, Worker};
 
-/// Where the sequence of the decision's record is left for the access logger.
-const METADATA: (&str, &str) = ("peltast.dev", "decision");
+/// The namespace of what is left for the access logger.
+const METADATA: &str = "peltast.dev";
+/// The sequence of the decision's record.
+const DECISION: &str = "decision";
+/// Which side ended the connection.
+const CLOSED: &str = "closed";
 
 /// What is remembered of one connection.
 pub(crate) struct ConnectionState {
     program: Arc<Program>,
     allowed: bool,
+    /// Who ended it, or its own direction of it, first.
+    ended: Option<Side>,
+}
+
+/// A side of a connection, as it is seen from this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The peer.
+    Remote,
+    /// The application, or Envoy.
+    Local,
+}
+
+impl Side {
+    /// As records name an end by it.
+    fn close(self) -> &'static str {
+        match self {
+            Self::Remote => "remote_close",
+            Self::Local => "local_close",
+        }
+    }
 }
 
 /// What is to be done with a connection once nothing of ours is borrowed any more: Envoy may run other hooks of the same
@@ -36,7 +61,7 @@ pub(crate) enum Next {
 
 impl ConnectionState {
     pub(crate) fn new(program: Arc<Program>) -> Self {
-        Self { program, allowed: false }
+        Self { program, allowed: false, ended: None }
     }
 
     /// Waits for the handshake, which shows who the peer is; where there will be none, decides.
@@ -54,6 +79,17 @@ impl ConnectionState {
         } else {
             Next::Wait
         }
+    }
+
+    /// No more bytes come from `side`. With both directions open the close of the whole says nothing of who began.
+    pub(crate) fn on_end(&mut self, side: Side) {
+        self.ended.get_or_insert(side);
+    }
+
+    /// `side` closed the connection: leaves word of who began.
+    pub(crate) fn on_close(&mut self, connection: &Connection, side: Side) {
+        let began = *self.ended.get_or_insert(side);
+        connection.set_metadata(METADATA, CLOSED, began.close());
     }
 
     /// Decides the connection, whose peer is known, and records the decision.
@@ -125,13 +161,18 @@ impl ConnectionState {
 
 fn leave_for_log(connection: &Connection, recorded: Option<u64>) {
     let sequence = recorded.map(|sequence| sequence.to_string()).unwrap_or_default();
-    connection.set_metadata(METADATA.0, METADATA.1, &sequence);
+    connection.set_metadata(METADATA, DECISION, &sequence);
+}
+
+/// Why a connection ended: what a filter said of it, or else which side ended it.
+pub(crate) fn why_ended(entry: &LogEntry) -> Option<&[u8]> {
+    entry.termination_details().or_else(|| entry.metadata(METADATA, CLOSED))
 }
 
 /// The sequence of the decision's record; none in place of it where it could not be written, and none at all where
 /// nothing was decided.
 pub(crate) fn left_for_log(entry: &LogEntry) -> Option<Option<u64>> {
-    entry.metadata(METADATA.0, METADATA.1).map(parse_sequence)
+    entry.metadata(METADATA, DECISION).map(parse_sequence)
 }
 
 fn parse_sequence(text: &[u8]) -> Option<u64> {
@@ -142,11 +183,28 @@ fn parse_sequence(text: &[u8]) -> Option<u64> {
 mod tests {
     use super::*;
 
-    #[test]
-    fn bytes_wait_until_the_connection_is_allowed() {
+    fn state() -> ConnectionState {
         let document = r#"{"schema":1,"workload":{"principal":"spiffe://td/a","ports":{}},"authentication":[],"rego":[],
             "policies":[]}"#;
-        let mut state = ConnectionState::new(Arc::new(Program::load(document.as_bytes()).expect("a program")));
+        ConnectionState::new(Arc::new(Program::load(document.as_bytes()).expect("a program")))
+    }
+
+    #[test]
+    fn whoever_ends_first_ended_it() {
+        for (ends, wanted) in [
+            ([Side::Remote, Side::Local], Side::Remote),
+            ([Side::Local, Side::Remote], Side::Local),
+            ([Side::Remote, Side::Remote], Side::Remote),
+        ] {
+            let mut state = state();
+            ends.into_iter().for_each(|side| state.on_end(side));
+            assert_eq!(state.ended, Some(wanted), "{ends:?}");
+        }
+    }
+
+    #[test]
+    fn bytes_wait_until_the_connection_is_allowed() {
+        let mut state = state();
         assert_eq!(state.on_read(), Next::Wait);
         state.allowed = true;
         assert_eq!(state.on_read(), Next::Continue);

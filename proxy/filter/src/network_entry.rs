@@ -8,7 +8,7 @@ use peltast_engine::{Program, Reason};
 
 use crate::abi::{self, Buffer, Handle};
 use crate::config::FilterConfig;
-use crate::connection::{ConnectionState, Next};
+use crate::connection::{ConnectionState, Next, Side};
 use crate::entry::guarded;
 use crate::envoy::warn;
 use crate::network::Connection;
@@ -105,26 +105,55 @@ unsafe extern "C" fn envoy_dynamic_module_on_network_filter_read(
     _connection: Handle,
     filter: *mut c_void,
     _length: usize,
-    _end_of_stream: bool,
+    end_of_stream: bool,
 ) -> u32 {
-    // SAFETY: made by `filter_new`.
-    match unsafe { &*filter.cast::<ConnectionState>() }.on_read() {
+    // SAFETY: made by `filter_new`, and not borrowed.
+    let state = unsafe { &mut *filter.cast::<ConnectionState>() };
+    if end_of_stream {
+        state.on_end(Side::Remote);
+    }
+    match state.on_read() {
         Next::Continue => abi::CONNECTION_CONTINUE,
         Next::Wait | Next::Close(_) => abi::CONNECTION_STOP,
     }
 }
 
 #[no_mangle]
-extern "C" fn envoy_dynamic_module_on_network_filter_write(_: Handle, _: *mut c_void, _: usize, _: bool) -> u32 {
+unsafe extern "C" fn envoy_dynamic_module_on_network_filter_write(
+    _connection: Handle,
+    filter: *mut c_void,
+    _length: usize,
+    end_of_stream: bool,
+) -> u32 {
+    if end_of_stream {
+        // SAFETY: made by `filter_new`, and not borrowed.
+        unsafe { &mut *filter.cast::<ConnectionState>() }.on_end(Side::Local);
+    }
     abi::CONNECTION_CONTINUE
 }
 
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_network_filter_event(connection: Handle, filter: *mut c_void, event: u32) {
-    if event != abi::EVENT_CONNECTED {
-        return;
+    let close = |side| {
+        // SAFETY: Envoy's own handle; the state is made by `filter_new`, and not borrowed.
+        let close = || unsafe { (*filter.cast::<ConnectionState>()).on_close(&Connection::new(connection), side) };
+        guarded(close, || warn("peltast: a hook of the module panicked"));
+    };
+    match event {
+        // SAFETY: Envoy's handles.
+        abi::EVENT_CONNECTED => unsafe { on_connected(connection, filter) },
+        abi::EVENT_REMOTE_CLOSE => close(Side::Remote),
+        abi::EVENT_LOCAL_CLOSE => close(Side::Local),
+        _ => {}
     }
-    // SAFETY: Envoy's handles.
+}
+
+/// Decides a connection whose handshake is over.
+///
+/// # Safety
+/// See [`decide`].
+unsafe fn on_connected(connection: Handle, filter: *mut c_void) {
+    // SAFETY: the caller vouches.
     let next = unsafe { decide(connection, filter, ConnectionState::decide) };
     // SAFETY: Envoy's handle; the state is no longer borrowed.
     let connection = unsafe { Connection::new(connection) };

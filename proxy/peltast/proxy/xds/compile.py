@@ -28,7 +28,7 @@ from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import (
 )
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.wrappers_pb2 import BoolValue
+from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
 from peltast.authz.revision import Revision
 from peltast.policies.kinds.workload import TCP, ServicePort
@@ -108,12 +108,16 @@ def inbound_listener(workload: Workload, port: ServicePort, module: str) -> List
 def connection_filters(port: ServicePort) -> list[Filter]:
     """The module, then the application.
 
-    The module stops a new connection until it is allowed, so that the proxy behind it connects to nothing before.
+    The module stops a new connection until it is allowed, so that the proxy behind it connects to nothing before. That
+    proxy would keep the connection from being read until it has connected, and so the handshake from being made, but
+    for `max_early_data_bytes`.
     """
-    return [
-        dynamic_module.network_filter_by_ecds(),
-        proxy_filter(TcpProxy(stat_prefix=f"inbound_{port.port}", cluster=application_cluster_name(port))),
-    ]
+    proxy = TcpProxy(
+        stat_prefix=f"inbound_{port.port}",
+        cluster=application_cluster_name(port),
+        max_early_data_bytes=UInt32Value(value=0),
+    )
+    return [dynamic_module.network_filter_by_ecds(), proxy_filter(proxy)]
 
 
 def inbound_manager(port: ServicePort, module: str) -> HttpConnectionManager:

@@ -1,0 +1,185 @@
+"""Connections that carry no HTTP: decided by the peer's identity, and recorded, before the application sees any."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from spiffe import SpiffeId
+from support.banker import GREETING
+from support.peer import TRUST_DOMAIN, context, svid_for
+from support.running import CLIENT, EGRESS_PORT, MESH, SERVER, SIDECAR_PORT, RunningMesh, eventually
+
+from peltast.cli.demo.attackers import client_context, svid_with_two_names
+from peltast.identity.ca.store import load_or_create
+
+CLIENT_ID = "spiffe://cluster.local/ns/shop/sa/client"
+STRANGER_ID = "spiffe://cluster.local/ns/shop/sa/stranger"
+ENEMY_ID = "spiffe://cluster.local/ns/shop/sa/enemy"
+
+POLICIES = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: customers, namespace: shop}
+spec:
+  selector: {matchLabels: {app: server}}
+  rules:
+    - from: [{source: {principals: [cluster.local/ns/shop/sa/client, cluster.local/ns/shop/sa/enemy]}}]
+      to: [{operation: {ports: ["8080"]}}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: enemies, namespace: shop}
+spec:
+  action: DENY
+  rules: [{from: [{source: {principals: ["*/sa/enemy"]}}]}]
+"""
+
+
+@pytest.fixture
+def folder(folder: Path, seen: Path) -> Path:
+    mesh = MESH.replace("@SEEN@", str(seen)).replace("echo.py", "banker.py")
+    (folder / "mesh.yaml").write_text(mesh.replace("targetPort: 8080", "targetPort: 8080, appProtocol: tcp"))
+    (folder / "policies.yaml").write_text(POLICIES)
+    return folder
+
+
+class Customer:
+    """A connection to the application, by way of sidecars."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader, self.writer = reader, writer
+
+    @classmethod
+    async def open(cls, tls: ssl.SSLContext | None = None) -> Customer:
+        """Of the client's application; of a peer without a sidecar, where `tls` is given."""
+        place = (SERVER, SIDECAR_PORT) if tls else (CLIENT, EGRESS_PORT)
+        return cls(*await asyncio.open_connection(*place, ssl=tls))
+
+    async def greeting(self) -> bytes:
+        """What comes first; nothing where the connection was closed."""
+        try:
+            return await asyncio.wait_for(self.reader.read(len(GREETING)), 15)
+        except (ConnectionError, ssl.SSLError):
+            return b""
+
+    async def say(self, text: bytes) -> bytes:
+        self.writer.write(text)
+        return await asyncio.wait_for(self.reader.readexactly(len(text)), 15)
+
+
+async def knock(tls: ssl.SSLContext | None = None) -> bytes:
+    """What a connection gets that sends something at once."""
+    customer = await Customer.open(tls)
+    customer.writer.write(b"open up")
+    try:
+        return await customer.greeting()
+    finally:
+        customer.writer.close()
+
+
+def came(seen: Path) -> tuple[int, int]:
+    """Connections and bytes that the application got, but for the connection by which `peltast up` saw it listen."""
+    text = seen.read_text()
+    return text.count("+") - 1, text.count(".")
+
+
+async def rows(mesh: RunningMesh, query: str) -> list[dict[str, Any]]:
+    database = await mesh.connect()
+    try:
+        return [dict(row) for row in await database.fetch(query)]
+    finally:
+        await database.close()
+
+
+async def recorded(mesh: RunningMesh, number: int) -> list[dict[str, Any]]:
+    """The rows of `number` connections that are over."""
+
+    async def are_there() -> list[dict[str, Any]] | None:
+        found = await rows(mesh, "SELECT * FROM requests ORDER BY time")
+        return found if len(found) == number and not any(row["interrupted"] for row in found) else None
+
+    found: list[dict[str, Any]] = await eventually(are_there, f"{number} connections are on record")
+    return found
+
+
+async def test_an_allowed_connection_is_carried_and_on_record_at_both_ends(
+    folder: Path, state: Path, seen: Path
+) -> None:
+    async with RunningMesh(folder, state) as mesh:
+        customer = await Customer.open()
+        assert await customer.greeting() == GREETING
+        assert await customer.say(b"x" * 100_000) == b"x" * 100_000
+        assert came(seen) == (1, 100_000)
+        customer.writer.close()
+        [row] = await recorded(mesh, 1)
+        assert (row["effect"], row["reason"], row["policy"]) == ("allow", "allow_rule", "shop/customers")
+        assert (row["source_principal"], row["destination_port"]) == (CLIENT_ID, 8080)
+        assert (row["method"], row["path"], row["status"]) == (None, None, None)
+        assert (row["bytes_received"], row["bytes_sent"]) == (100_000, 100_000 + len(GREETING))
+        assert row["duration_ns"] > 0
+        [end] = await rows(mesh, "SELECT end_details FROM records WHERE kind = 'end'")
+        assert end["end_details"] == "remote_close"
+
+        async def outbound() -> list[dict[str, Any]]:
+            return await rows(mesh, "SELECT * FROM records WHERE kind = 'outbound'")
+
+        [witness] = await eventually(outbound, "the client's sidecar tells of it, too")
+        assert witness["destination_principal"] == "spiffe://cluster.local/ns/shop/sa/server"
+        assert (witness["bytes_received"], witness["bytes_sent"]) == (100_000, 100_000 + len(GREETING))
+
+
+async def test_a_connection_may_end_one_way_before_the_other(folder: Path, state: Path, seen: Path) -> None:
+    async with RunningMesh(folder, state):
+        customer = await Customer.open()
+        customer.writer.write(b"goodbye")
+        customer.writer.write_eof()
+        assert await asyncio.wait_for(customer.reader.read(), 15) == GREETING + b"goodbye"
+        customer.writer.close()
+        assert came(seen) == (1, len(b"goodbye"))
+
+
+async def test_a_denied_connection_is_closed_before_the_application_sees_any(
+    folder: Path, state: Path, seen: Path, tmp_path: Path
+) -> None:
+    async with RunningMesh(folder, state, "--concurrency", "1") as mesh:
+        stranger = context(tmp_path / "stranger", svid_for(state, STRANGER_ID))
+        enemy = context(tmp_path / "enemy", svid_for(state, ENEMY_ID))
+        authority = load_or_create(state / "ca", TRUST_DOMAIN, datetime.now(UTC))
+        both = client_context(svid_with_two_names(authority, SpiffeId(CLIENT_ID), SpiffeId(STRANGER_ID)))
+        for tls in (stranger, enemy, both, stranger):
+            assert await knock(tls) == b""
+        found = await recorded(mesh, 4)
+        assert [(row["effect"], row["reason"], row["policy"], row["source_principal"]) for row in found] == [
+            ("deny", "no_allow_rule", None, STRANGER_ID),
+            ("deny", "deny_rule", "shop/enemies", ENEMY_ID),
+            ("deny", "peer_uri_sans", None, f"{CLIENT_ID},{STRANGER_ID}"),
+            ("deny", "no_allow_rule", None, STRANGER_ID),
+        ]
+        assert [row["decided_by"] for row in found] == ["engine", "engine", "engine", "cache"]
+        ends = await rows(mesh, "SELECT end_details FROM records WHERE kind = 'end' ORDER BY sequence")
+        assert {row["end_details"] for row in ends} == {"no_allow_rule", "deny_rule", "peer_uri_sans"}
+        assert came(seen) == (0, 0)
+        assert await knock(context(tmp_path / "client", svid_for(state, CLIENT_ID))) == GREETING
+
+
+async def test_a_changed_policy_decides_the_next_connection_and_drops_none(
+    folder: Path, state: Path, tmp_path: Path
+) -> None:
+    async with RunningMesh(folder, state):
+        stranger = context(tmp_path / "stranger", svid_for(state, STRANGER_ID))
+        customer = await Customer.open()
+        assert await customer.greeting() == GREETING
+        assert await knock(stranger) == b""
+        (folder / "policies.yaml").write_text(POLICIES.replace("sa/client,", "sa/client, '*/sa/stranger',"))
+
+        async def is_let_in() -> bool:
+            return await knock(stranger) == GREETING
+
+        await eventually(is_let_in, "the new policy is in force")
+        assert await customer.say(b"still here") == b"still here"
+        customer.writer.close()
