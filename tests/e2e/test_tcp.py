@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import ssl
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from support.banker import GREETING
 from support.peer import TRUST_DOMAIN, context, svid_for
 from support.running import CLIENT, EGRESS_PORT, MESH, SERVER, SIDECAR_PORT, RunningMesh, eventually
 
-from peltast.cli.demo.attackers import client_context, svid_with_two_names
+from peltast.cli.demo.attackers import client_context, svid_of_another_authority, svid_with_two_names
 from peltast.identity.ca.store import load_or_create
 
 CLIENT_ID = "spiffe://cluster.local/ns/shop/sa/client"
@@ -151,16 +153,24 @@ async def test_a_denied_connection_is_closed_before_the_application_sees_any(
         enemy = context(tmp_path / "enemy", svid_for(state, ENEMY_ID))
         authority = load_or_create(state / "ca", TRUST_DOMAIN, datetime.now(UTC))
         both = client_context(svid_with_two_names(authority, SpiffeId(CLIENT_ID), SpiffeId(STRANGER_ID)))
-        for tls in (stranger, enemy, both, stranger):
+        expired = context(tmp_path / "expired", svid_for(state, CLIENT_ID, datetime.now(UTC) - timedelta(hours=2)))
+        foreign = client_context(svid_of_another_authority(SpiffeId(CLIENT_ID)))
+        for tls in (stranger, enemy, both, expired, foreign, client_context(None), stranger):
             assert await knock(tls) == b""
-        found = await recorded(mesh, 4)
+        found = await recorded(mesh, 7)
+        assert [row["kind"] for row in found] == [*["decision"] * 3, *["refusal"] * 3, "decision"]
         assert [(row["effect"], row["reason"], row["policy"], row["source_principal"]) for row in found] == [
             ("deny", "no_allow_rule", None, STRANGER_ID),
             ("deny", "deny_rule", "shop/enemies", ENEMY_ID),
             ("deny", "peer_uri_sans", None, f"{CLIENT_ID},{STRANGER_ID}"),
+            ("deny", "certificate_refused", None, CLIENT_ID),
+            ("deny", "certificate_refused", None, CLIENT_ID),
+            ("deny", "no_certificate", None, None),
             ("deny", "no_allow_rule", None, STRANGER_ID),
         ]
-        assert [row["decided_by"] for row in found] == ["engine", "engine", "engine", "cache"]
+        assert [row["decided_by"] for row in found if row["kind"] == "decision"] == [*["engine"] * 3, "cache"]
+        line = "deny  shop/enemy → shop/server connection shop/enemies rule 0 deny_rule"
+        await eventually(lambda: line in mesh.output, f"the feed has it: {mesh.output}")
         ends = await rows(mesh, "SELECT end_details FROM records WHERE kind = 'end' ORDER BY sequence")
         assert {row["end_details"] for row in ends} == {"no_allow_rule", "deny_rule", "peer_uri_sans"}
         assert came(seen) == (0, 0)
@@ -183,3 +193,30 @@ async def test_a_changed_policy_decides_the_next_connection_and_drops_none(
         await eventually(is_let_in, "the new policy is in force")
         assert await customer.say(b"still here") == b"still here"
         customer.writer.close()
+
+
+async def test_a_full_spool_denies_connections_until_it_has_room_again(
+    folder: Path, state: Path, tmp_path: Path
+) -> None:
+    async with RunningMesh(folder, state, "--concurrency", "1", "--spool-bytes", str(1 << 20)) as mesh:
+        tls = context(tmp_path / "client", svid_for(state, CLIENT_ID))
+        collector = mesh.pid_of("peltast.cli.main collector")
+        os.kill(collector, signal.SIGSTOP)
+        allowed = 0
+        while await knock(tls):
+            allowed += 1
+            assert allowed < 10_000, "1 MiB holds fewer records than that"
+        os.kill(collector, signal.SIGCONT)
+
+        async def goes_on() -> bool:
+            return await knock(tls) == GREETING
+
+        await eventually(goes_on, "connections go on once records are shipped")
+        allowed += 1
+
+        async def all_are_there() -> bool:
+            query = "SELECT reason, count(*) FROM requests WHERE NOT interrupted GROUP BY reason"
+            counts = {row["reason"]: row["count"] for row in await rows(mesh, query)}
+            return counts["allow_rule"] == allowed and counts["spool_unavailable"] >= 1
+
+        await eventually(all_are_there, f"{allowed} connections are on record, and those that were denied")
