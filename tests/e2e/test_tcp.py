@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import ssl
@@ -11,13 +12,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
+from google.protobuf.json_format import ParseDict
 from spiffe import SpiffeId
 from support.banker import GREETING
 from support.peer import TRUST_DOMAIN, context, svid_for
 from support.running import CLIENT, EGRESS_PORT, MESH, SERVER, SIDECAR_PORT, RunningMesh, eventually
 
+from peltast.authz.check.service import CheckService
+from peltast.authz.revision import compile_revision
 from peltast.cli.demo.attackers import client_context, svid_of_another_authority, svid_with_two_names
 from peltast.identity.ca.store import load_or_create
+from peltast.policies.snapshot import load
+from peltast.policies.sources.folder import read_folder
 
 CLIENT_ID = "spiffe://cluster.local/ns/shop/sa/client"
 STRANGER_ID = "spiffe://cluster.local/ns/shop/sa/stranger"
@@ -39,6 +46,16 @@ metadata: {name: enemies, namespace: shop}
 spec:
   action: DENY
   rules: [{from: [{source: {principals: ["*/sa/enemy"]}}]}]
+"""
+
+
+ONLY_THE_SERVICE = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: by-name, namespace: shop}
+spec:
+  action: DENY
+  rules: [{when: [{key: connection.sni, notValues: [server.shop.svc.cluster.local]}]}]
 """
 
 
@@ -109,6 +126,23 @@ async def recorded(mesh: RunningMesh, number: int) -> list[dict[str, Any]]:
     return found
 
 
+def decided_in_python(folder: Path, row: dict[str, Any]) -> tuple[Any, ...]:
+    """What the check service says of the connection that `row` is about."""
+    host, _, port = row["source_address"].rpartition(":")
+    attributes = {
+        "source": {"principal": row["source_principal"], "address": address(host, int(port))},
+        "destination": {"principal": row["destination_principal"], "address": address(SERVER, SIDECAR_PORT)},
+    }
+    service = CheckService()
+    service.take(compile_revision(load(read_folder(folder), "cluster.local", 1)))
+    decision = service.decide(ParseDict({"attributes": attributes}, CheckRequest()))
+    return ("allow" if decision.allowed else "deny", decision.reason, decision.policy, decision.rule)
+
+
+def address(host: str, port: int) -> dict[str, Any]:
+    return {"socketAddress": {"address": host, "portValue": port}}
+
+
 async def test_an_allowed_connection_is_carried_and_on_record_at_both_ends(
     folder: Path, state: Path, seen: Path
 ) -> None:
@@ -122,6 +156,7 @@ async def test_an_allowed_connection_is_carried_and_on_record_at_both_ends(
         assert (row["effect"], row["reason"], row["policy"]) == ("allow", "allow_rule", "shop/customers")
         assert (row["source_principal"], row["destination_port"]) == (CLIENT_ID, 8080)
         assert (row["method"], row["path"], row["status"]) == (None, None, None)
+        assert decided_in_python(folder, row) == ("allow", "allow_rule", "shop/customers", 0)
         assert (row["bytes_received"], row["bytes_sent"]) == (100_000, 100_000 + len(GREETING))
         assert row["duration_ns"] > 0
         [end] = await rows(mesh, "SELECT end_details FROM records WHERE kind = 'end'")
@@ -174,6 +209,9 @@ async def test_a_denied_connection_is_closed_before_the_application_sees_any(
         ends = await rows(mesh, "SELECT end_details FROM records WHERE kind = 'end' ORDER BY sequence")
         assert {row["end_details"] for row in ends} == {"no_allow_rule", "deny_rule", "peer_uri_sans"}
         assert came(seen) == (0, 0)
+        for row in found:
+            if row["reason"] in ("no_allow_rule", "deny_rule"):
+                assert decided_in_python(folder, row) == (row["effect"], row["reason"], row["policy"], row["rule"])
         assert await knock(context(tmp_path / "client", svid_for(state, CLIENT_ID))) == GREETING
 
 
@@ -220,3 +258,22 @@ async def test_a_full_spool_denies_connections_until_it_has_room_again(
             return counts["allow_rule"] == allowed and counts["spool_unavailable"] >= 1
 
         await eventually(all_are_there, f"{allowed} connections are on record, and those that were denied")
+
+
+@pytest.mark.parametrize(("protocol", "denied"), [("tcp", b""), ("http", b"HTTP/1.1 403")])
+async def test_the_server_name_that_is_asked_for_decides(
+    folder: Path, state: Path, tmp_path: Path, protocol: str, denied: bytes
+) -> None:
+    (folder / "policies.yaml").write_text(ONLY_THE_SERVICE)
+    mesh_file = folder / "mesh.yaml"
+    mesh_file.write_text(mesh_file.read_text().replace("appProtocol: tcp", f"appProtocol: {protocol}"))
+    async with RunningMesh(folder, state):
+        tls = context(tmp_path / "client", svid_for(state, CLIENT_ID))
+        for name, is_let_in in [("server.shop.svc.cluster.local", True), ("other.example", False)]:
+            reader, writer = await asyncio.open_connection(SERVER, SIDECAR_PORT, ssl=tls, server_hostname=name)
+            writer.write(b"GET / HTTP/1.1\r\nhost: server\r\n\r\n")
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                answer = await asyncio.wait_for(reader.read(len("HTTP/1.1 403")), 15)
+            assert (answer != denied) is is_let_in, name
+            writer.close()

@@ -309,6 +309,15 @@ mod tests {
         }
     }
 
+    /// The control plane refuses by these names what cannot be told of a connection (`connections.py`).
+    #[test]
+    fn attributes_of_requests_are_those_that_are_called_so() {
+        let more = ["request.headers[x]", "request.auth.claims[x]"].map(|name| name.parse().expect(name));
+        for attribute in PLAIN.iter().map(|(_, attribute)| attribute).chain(&more) {
+            assert_eq!(!attribute.is_of_connections(), attribute.to_string().starts_with("request."), "{attribute}");
+        }
+    }
+
     #[test]
     fn other_names_are_refused() {
         for name in

@@ -118,7 +118,12 @@ impl ConnectionState {
     fn ask_policies(&self, downstream: &Downstream, now: Now) -> Answer {
         let keys = keys().unwrap_or_default();
         let request = Request { connection: downstream.connection(), http: None };
-        match worker::with(|worker| worker.decider.decide(&self.program, &keys, &request, now.ms())) {
+        let verdict = worker::with(|worker| {
+            #[cfg(feature = "panic-for-tests")]
+            crate::panic_for_tests::panic_if_named(downstream);
+            worker.decider.decide(&self.program, &keys, &request, now.ms())
+        });
+        match verdict {
             Verdict::Decided(answer) => answer,
             Verdict::Ask(question) => {
                 let decision = question.unanswered("the check service is asked about requests only".to_owned());
