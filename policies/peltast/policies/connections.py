@@ -7,9 +7,9 @@ nobody said. A CUSTOM rule would ask a Rego policy about a request that is not t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 
-from peltast.policies.kinds.authorization import Action, AuthorizationPolicySpec, Condition, Operation, Rule, Source
+from peltast.policies.kinds.authorization import Action, AuthorizationPolicySpec, Operation, Rule, Source
 from peltast.policies.kinds.resource import Model, Resource
 from peltast.policies.problems import Problem
 from peltast.policies.sources.documents import FieldPath
@@ -25,7 +25,7 @@ _REMEDY = "leave the port out of the rule, with notPorts or in a rule of its own
 
 
 def connection_problems(
-    policy: Resource[AuthorizationPolicySpec], workload: str, ports: Iterable[int]
+    policy: Resource[AuthorizationPolicySpec], workload: str, ports: Collection[int]
 ) -> Iterator[Problem]:
     """The problems of `policy`, which applies to `workload`, with those `ports` of its application that are TCP."""
     if policy.spec.action not in (Action.DENY, Action.CUSTOM):
@@ -61,7 +61,7 @@ def _fields_of_requests(rule: Rule, ports: list[int]) -> Iterator[FieldPath]:
         if any(_reaches(to.operation, rule, port) for port in ports):
             yield from _given(to.operation, ("to", index, "operation"))
     for index, when in enumerate(rule.when or []):
-        if _is_of_requests(when):
+        if when.key.startswith(_KEYS_OF_REQUESTS):
             yield ("when", index, "key")
 
 
@@ -73,7 +73,3 @@ def _given(part: Source | Operation, at: FieldPath) -> Iterator[FieldPath]:
 
 def _alias(part: Model, name: str) -> str:
     return type(part).model_fields[name].alias or name
-
-
-def _is_of_requests(condition: Condition) -> bool:
-    return condition.key.startswith(_KEYS_OF_REQUESTS)
