@@ -49,7 +49,6 @@ impl Side {
 
 /// What is to be done with a connection once nothing of ours is borrowed any more: Envoy may run other hooks of the same
 /// connection inside doing it.
-#[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Next {
     /// It waits, with its bytes.
     Wait,
@@ -73,12 +72,8 @@ impl ConnectionState {
     }
 
     /// Whether bytes of the peer may go on.
-    pub(crate) fn on_read(&self) -> Next {
-        if self.allowed {
-            Next::Continue
-        } else {
-            Next::Wait
-        }
+    pub(crate) fn is_allowed(&self) -> bool {
+        self.allowed
     }
 
     /// No more bytes come from `side`. With both directions open the close of the whole says nothing of who began.
@@ -202,17 +197,10 @@ mod tests {
             ([Side::Remote, Side::Remote], Side::Remote),
         ] {
             let mut state = state();
+            assert!(!state.is_allowed(), "nothing is allowed before it is decided");
             ends.into_iter().for_each(|side| state.on_end(side));
             assert_eq!(state.ended, Some(wanted), "{ends:?}");
         }
-    }
-
-    #[test]
-    fn bytes_wait_until_the_connection_is_allowed() {
-        let mut state = state();
-        assert_eq!(state.on_read(), Next::Wait);
-        state.allowed = true;
-        assert_eq!(state.on_read(), Next::Continue);
     }
 
     #[test]

@@ -112,9 +112,10 @@ unsafe extern "C" fn envoy_dynamic_module_on_network_filter_read(
     if end_of_stream {
         state.on_end(Side::Remote);
     }
-    match state.on_read() {
-        Next::Continue => abi::CONNECTION_CONTINUE,
-        Next::Wait | Next::Close(_) => abi::CONNECTION_STOP,
+    if state.is_allowed() {
+        abi::CONNECTION_CONTINUE
+    } else {
+        abi::CONNECTION_STOP
     }
 }
 
