@@ -102,6 +102,27 @@ def test_decide_answers_a_line_with_a_line(folder: Path) -> None:
     assert result.returncode == 1, "a line could not be decided"
 
 
+def test_decide_takes_a_connection_that_carries_no_http(folder: Path) -> None:
+    with (folder / "policies.yaml").open("a") as file:
+        file.write(
+            "---\napiVersion: security.istio.io/v1\nkind: AuthorizationPolicy\n"
+            "metadata: {name: office, namespace: shop}\n"
+            "spec: {rules: [{from: [{source: {namespaces: [office]}}]}]}\n"
+        )
+
+    def connection(namespace: str) -> str:
+        attributes = {
+            "source": {"principal": f"spiffe://cluster.local/ns/{namespace}/sa/client"},
+            "destination": {"principal": "spiffe://cluster.local/ns/shop/sa/server"},
+        }
+        return json.dumps({"attributes": attributes})
+
+    result = peltast("policy", "decide", "--config", str(folder), given="\n".join(map(connection, ("office", "shop"))))
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(answer["effect"], answer["policy"]) for answer in answers] == [("allow", "shop/office"), ("deny", None)]
+    assert result.returncode == 0
+
+
 def test_version_names_every_part() -> None:
     parts = json.loads(peltast("version", "--output", "json").stdout)
     assert parts.keys() == {"peltast", "python", "envoy", "postgresql"}

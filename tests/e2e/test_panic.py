@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from support.http import Connection
-from support.running import CLIENT, EGRESS_PORT, RunningMesh, eventually
+from support.peer import context, svid_for
+from support.running import CLIENT, EGRESS_PORT, SERVER, SIDECAR_PORT, RunningMesh, eventually
 
 import peltast.proxy.sidecar.binary
 
@@ -35,6 +38,36 @@ def replace(source: Path) -> None:
     new = MODULE.with_suffix(".new")
     shutil.copyfile(source, new)
     new.replace(MODULE)
+
+
+@pytest.mark.usefixtures("module_that_panics")
+async def test_a_panic_closes_that_connection_and_envoy_lives(folder: Path, state: Path, tmp_path: Path) -> None:
+    mesh_file = folder / "mesh.yaml"
+    mesh_file.write_text(mesh_file.read_text().replace("targetPort: 8080", "targetPort: 8080, appProtocol: tcp"))
+    (folder / "policies.yaml").unlink()
+    async with RunningMesh(folder, state, "--concurrency", "1") as mesh:
+        envoy = mesh.pid_of("--config-path", "sidecars/shop/server")
+        tls = context(tmp_path / "peer", svid_for(state, "spiffe://cluster.local/ns/shop/sa/client"))
+        answers = []
+        for name in ["server", "panic.peltast.test"] * 3:
+            reader, writer = await asyncio.open_connection(SERVER, SIDECAR_PORT, ssl=tls, server_hostname=name)
+            writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            answer = b""
+            with contextlib.suppress(ConnectionError):
+                answer = await asyncio.wait_for(reader.read(len("HTTP/1.1")), 15)
+            answers.append(answer)
+            writer.close()
+        assert answers == [b"HTTP/1.1", b""] * 3
+        assert mesh.pid_of("--config-path", "sidecars/shop/server") == envoy
+        database = await mesh.connect()
+
+        async def on_record() -> bool:
+            rows = await database.fetch("SELECT effect, reason FROM requests ORDER BY time")
+            expected = [("allow", "no_allow_policy"), ("deny", "internal_error")] * 3
+            return [tuple(row) for row in rows] == expected
+
+        await eventually(on_record, "each is on record")
+        await database.close()
 
 
 @pytest.mark.usefixtures("module_that_panics")

@@ -77,6 +77,23 @@ spec:
   selector: {app: ledger}
   ports: [{name: grpc, port: 9443, targetPort: 9090, appProtocol: grpc}]
 ---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: database, namespace: bookshop}
+spec: {address: 127.0.10.4, labels: {app: database}, serviceAccount: database}
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: reports, namespace: bookshop}
+spec: {address: 127.0.10.5, labels: {app: reports}, serviceAccount: reports}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: database, namespace: bookshop}
+spec:
+  selector: {app: database}
+  ports: [{name: tcp, port: 15432, targetPort: 5432, appProtocol: tcp}]
+---
 apiVersion: peltast.dev/v1
 kind: WorkloadRegistration
 metadata: {name: storefront, namespace: bookshop}
@@ -84,6 +101,14 @@ spec:
   workload: storefront
   command: [python3, storefront.py]
   egress: [{service: ledger, port: 15001}]
+---
+apiVersion: peltast.dev/v1
+kind: WorkloadRegistration
+metadata: {name: reports, namespace: bookshop}
+spec:
+  workload: reports
+  command: [python3, reports.py]
+  egress: [{service: database, port: 15002}]
 """
 
 SURROUNDINGS = Surroundings("peltast_filter_0123", ("127.0.0.1", 15013), "spiffe://mesh.example/peltast/control")
@@ -91,7 +116,7 @@ SURROUNDINGS = Surroundings("peltast_filter_0123", ("127.0.0.1", 15013), "spiffe
 
 @pytest.fixture(scope="session")
 def revision() -> Revision:
-    """A small mesh: one workload that calls two others, which speak gRPC."""
+    """A small mesh: one workload that calls two others, which speak gRPC, and one that calls a database."""
     return compile_revision(load({"mesh.yaml": MESH.encode()}, "mesh.example", 1))
 
 

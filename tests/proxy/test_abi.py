@@ -14,9 +14,17 @@ from peltast.proxy.sidecar.binary import find_envoy
 MODULE = Path(peltast.proxy.sidecar.binary.__file__).parent.parent / "libpeltast_filter.so"
 CALLBACK, EVENT = "envoy_dynamic_module_callback_", "envoy_dynamic_module_on_"
 
-# Envoy looks these up for every HTTP filter and access logger: a module that lacks one does not load.
+# Envoy looks these up for every network filter, HTTP filter and access logger: a module that lacks one does not load.
 NEEDED_EVENTS = {
     "program_init",
+    "network_filter_config_new",
+    "network_filter_config_destroy",
+    "network_filter_new",
+    "network_filter_destroy",
+    "network_filter_new_connection",
+    "network_filter_read",
+    "network_filter_write",
+    "network_filter_event",
     "http_filter_config_new",
     "http_filter_config_destroy",
     "http_filter_new",

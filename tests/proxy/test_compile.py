@@ -26,6 +26,8 @@ from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, Res
 GOLDEN = Path(__file__).parent.parent / "golden" / "xds"
 WRITE_VARIABLE = "PELTAST_WRITE_GOLDEN"
 
+WORKLOADS = ["storefront", "ledger-1", "database", "reports"]
+
 Compiled = Callable[..., Resources]
 Json = dict[str, Any]
 
@@ -33,7 +35,8 @@ Json = dict[str, Any]
 def readable(resource: Resource) -> Json:
     """The resource as plain values; documents for our module as text and not in Base64."""
     value: Json = json.loads(json_format.MessageToJson(resource.body, preserving_proto_field_name=True))
-    if (config := value.get("typed_config", {}).get("filter_config")) is not None:
+    config = value.get("typed_config", {}).get("filter_config")
+    if config is not None:  # else it is a connection's, and text already
         config["value"] = base64.b64decode(config["value"]).decode()
     return value
 
@@ -53,7 +56,7 @@ def nodes(value: Any) -> Iterator[Json]:
             yield from nodes(member)
 
 
-@pytest.mark.parametrize("workload", ["storefront", "ledger-1"])
+@pytest.mark.parametrize("workload", WORKLOADS)
 def test_resources_are_as_in_the_golden_file(compiled: Compiled, workload: str) -> None:
     resources = {type_url: plain(named) for type_url, named in compiled(f"bookshop/{workload}").items()}
     text = yaml.safe_dump(resources, width=120)
@@ -66,7 +69,7 @@ def test_resources_are_as_in_the_golden_file(compiled: Compiled, workload: str) 
 
 
 def test_every_golden_file_is_compared() -> None:
-    assert {file.stem for file in GOLDEN.glob("*")} == {"storefront", "ledger-1"}
+    assert {file.stem for file in GOLDEN.glob("*")} == set(WORKLOADS)
 
 
 @pytest.mark.parametrize("workload", ["bookshop/storefront", "bookshop/ledger-1", "bookshop/ledger-2"])
@@ -181,6 +184,24 @@ def test_the_program_that_is_sent_is_the_workloads_own(compiled: Compiled, revis
     assert "spiffe://mesh.example/ns/bookshop/sa/ledger-spare" in sent["typed_config"]["filter_config"]["value"]
 
 
+def test_the_program_of_connections_is_that_of_requests(compiled: Compiled, revision: Revision) -> None:
+    sent = readable(compiled("bookshop/database")[EXTENSION_CONFIG]["connection-program"])
+    config = sent["typed_config"]["value"]
+    assert config["filter_config"]["value"] == revision.programs["bookshop/database"].decode()
+    assert config["dynamic_module_config"]["do_not_close"] is True
+
+
+def test_a_connection_is_stopped_before_the_filter_that_connects_to_the_application(compiled: Compiled) -> None:
+    inbound = readable(compiled("bookshop/database")[LISTENER]["inbound_15432"])
+    [chain] = inbound["filter_chains"]
+    names = ["envoy.filters.network.set_filter_state", "connection-program", "envoy.filters.network.tcp_proxy"]
+    assert [each["name"] for each in chain["filters"]] == names
+    assert chain["filters"][1]["config_discovery"].keys() == {"config_source", "type_urls"}, "no default"
+    [context] = [each for each in nodes(inbound) if "require_client_certificate" in each]
+    assert context["require_client_certificate"] is True
+    assert {each["logger_name"] for each in nodes(inbound) if "logger_name" in each} == {"inbound-connection"}
+
+
 # Envoy itself ---------------------------------------------------------------------------------------------------------
 
 
@@ -227,9 +248,9 @@ def validate(config: Json, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("inline", [pytest.param(False, id="filters by ECDS"), pytest.param(True, id="filters inline")])
-@pytest.mark.parametrize("workload", ["bookshop/storefront", "bookshop/ledger-1"])
+@pytest.mark.parametrize("workload", WORKLOADS)
 def test_envoy_takes_what_is_compiled(compiled: Compiled, tmp_path: Path, workload: str, *, inline: bool) -> None:
-    resources = compiled(workload, module=install_module(tmp_path))
+    resources = compiled(f"bookshop/{workload}", module=install_module(tmp_path))
     config = static_config(resources, tmp_path)
     if inline:
         config = with_filters_inline(config, resources[EXTENSION_CONFIG])
@@ -238,12 +259,15 @@ def test_envoy_takes_what_is_compiled(compiled: Compiled, tmp_path: Path, worklo
     assert "OK" in result.stdout
 
 
-def test_envoy_refuses_a_program_that_our_module_refuses(compiled: Compiled, tmp_path: Path) -> None:
-    resources = compiled("bookshop/ledger-1", module=install_module(tmp_path))
+@pytest.mark.parametrize("workload", ["ledger-1", "database"])
+def test_envoy_refuses_a_program_that_our_module_refuses(compiled: Compiled, tmp_path: Path, workload: str) -> None:
+    resources = compiled(f"bookshop/{workload}", module=install_module(tmp_path))
     config = with_filters_inline(static_config(resources, tmp_path), resources[EXTENSION_CONFIG])
     for each in nodes(config):
         if each.get("filter_name") == "program":
-            each["filter_config"]["value"] = base64.b64encode(b'{"schema": 999}').decode()
+            is_text = each["filter_config"]["@type"].endswith("StringValue")
+            unknown = '{"schema": 999}'
+            each["filter_config"]["value"] = unknown if is_text else base64.b64encode(unknown.encode()).decode()
     result = validate(config, tmp_path)
     assert result.returncode != 0
     assert "program" in result.stderr

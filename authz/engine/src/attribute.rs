@@ -11,7 +11,7 @@ use serde::de::{self, Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::path;
-use crate::request::Request;
+use crate::request::{Http, Request};
 use crate::token::Token;
 
 /// Something that a rule may look at.
@@ -125,6 +125,24 @@ impl fmt::Display for Attribute {
     }
 }
 
+impl Attribute {
+    /// Whether it is a connection's. All others are of HTTP requests, and no connection without them has a value.
+    fn is_of_connections(&self) -> bool {
+        matches!(
+            self,
+            Self::SourcePrincipal
+                | Self::SourceNamespace
+                | Self::SourceServiceAccount
+                | Self::SourceIp
+                | Self::RemoteIp
+                | Self::SourcePort
+                | Self::DestinationIp
+                | Self::DestinationPort
+                | Self::ConnectionSni
+        )
+    }
+}
+
 impl<'de> Deserialize<'de> for Attribute {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
@@ -145,11 +163,24 @@ pub struct Facts<'a> {
     pub trusted_proxies: usize,
 }
 
-impl Facts<'_> {
+impl<'a> Facts<'a> {
+    /// Whether `attribute` is of HTTP requests, and this is a connection without them.
+    pub fn lacks(&self, attribute: &Attribute) -> bool {
+        self.request.http.is_none() && !attribute.is_of_connections()
+    }
+
+    /// The HTTP part; empty where there is none.
+    pub(crate) fn http(&self) -> &Http<'a> {
+        self.request.http.as_ref().unwrap_or(&Http::EMPTY)
+    }
+
     /// Calls `visit` with each value of `attribute` until it answers true; tells whether it did.
     pub fn any(&self, attribute: &Attribute, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
+        if self.lacks(attribute) {
+            return false;
+        }
         let connection = &self.request.connection;
-        let http = &self.request.http;
+        let http = self.http();
         let principal = connection.spiffe_id().and_then(|id| id.strip_prefix("spiffe://"));
         let mut text = |value: Option<&str>| value.is_some_and(|value| visit(value.as_bytes()));
         match attribute {
@@ -197,14 +228,14 @@ impl Facts<'_> {
     pub fn header(&self, name: &str) -> Option<Cow<'_, [u8]>> {
         match self.pseudo_header(name) {
             Some(value) => Some(Cow::Borrowed(value)).filter(|value| !value.is_empty()),
-            None => self.request.http.headers.get(name),
+            None => self.http().headers.get(name),
         }
     }
 
     /// What every mount must read of the request's own parts and never of the list of headers: Envoy has them among
     /// its headers (and takes `host` for `:authority`), Python has not.
     fn pseudo_header(&self, name: &str) -> Option<&[u8]> {
-        let http = &self.request.http;
+        let http = self.http();
         match name {
             ":method" => Some(http.method),
             ":path" => Some(&self.path),
@@ -288,6 +319,15 @@ mod tests {
             ["source.principal", "destination.port", "request.headers[x-tenant]", "request.auth.claims[a][b.c]"];
         for name in names {
             assert_eq!(name.parse::<Attribute>().expect(name).to_string(), name);
+        }
+    }
+
+    /// The control plane refuses by these names what cannot be told of a connection (`connections.py`).
+    #[test]
+    fn attributes_of_requests_are_those_that_are_called_so() {
+        let more = ["request.headers[x]", "request.auth.claims[x]"].map(|name| name.parse().expect(name));
+        for attribute in PLAIN.iter().map(|(_, attribute)| attribute).chain(&more) {
+            assert_eq!(!attribute.is_of_connections(), attribute.to_string().starts_with("request."), "{attribute}");
         }
     }
 

@@ -8,7 +8,7 @@ use crate::attribute::{Attribute, Facts};
 use crate::cache::DecisionCache;
 use crate::counters::Counters;
 use crate::decision::{Decision, Effect, Lifetime, Reason, Source};
-use crate::document::{Condition, OnError, Policy, Rule, Tier};
+use crate::document::{Action, Condition, OnError, Policy, Rule, Tier};
 use crate::pattern::Pattern;
 use crate::program::Program;
 use crate::rego::{Rego, Ruling};
@@ -196,7 +196,7 @@ impl Decider {
         if program.authentication.is_empty() {
             return Ok(None);
         }
-        let Some(header) = request.http.headers.get("authorization") else { return Ok(None) };
+        let Some(header) = request.http.and_then(|http| http.headers.get("authorization")) else { return Ok(None) };
         let Some(text) = bearer(&header) else { return Ok(None) };
         let rules = (program.hash, &program.authentication[..]);
         let token = self.tokens.get(text, rules, trust.keys, (now / 1000) as i64)?;
@@ -233,6 +233,10 @@ fn write_key(program: &Program, facts: &Facts<'_>, key: &mut Vec<u8>) {
     key.extend_from_slice(&program.hash.0);
     for attribute in &program.attributes {
         facts.write_key(attribute, key);
+    }
+    // Rules take a connection otherwise than a request that lacks the same values.
+    if facts.request.http.is_none() {
+        key.push(0);
     }
 }
 
@@ -375,9 +379,11 @@ impl Policy {
         self.service_ports.is_empty() || self.service_ports.contains(&facts.request.connection.destination_port)
     }
 
-    /// The first of its rules that matches.
+    /// The first of its rules that matches. None allows that asks for what a connection without requests cannot have.
     fn matching(&self, facts: &Facts<'_>) -> Option<u32> {
-        let first = || self.rules.iter().position(|rule| rule.matches(facts));
+        let lacks = |rule: &Rule| rule.conditions().any(|condition| facts.lacks(&condition.attribute));
+        let holds = |rule: &Rule| rule.matches(facts) && (self.action != Action::Allow || !lacks(rule));
+        let first = || self.rules.iter().position(holds);
         self.applies(facts).then(first).flatten().map(|index| index as u32)
     }
 }
@@ -391,7 +397,12 @@ impl Rule {
 }
 
 impl Condition {
+    /// A condition on what a connection without requests cannot have is passed over, as in Istio: a DENY rule is not
+    /// stepped around for lack of it, and [`allowing`] leaves out the rule.
     fn matches(&self, facts: &Facts<'_>) -> bool {
+        if facts.lacks(&self.attribute) {
+            return true;
+        }
         (self.any.is_empty() || self.finds(&self.any, facts))
             && (self.none.is_empty() || !self.finds(&self.none, facts))
     }

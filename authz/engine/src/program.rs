@@ -156,7 +156,7 @@ impl Program {
     pub(crate) fn facts<'a>(&self, request: &'a Request<'a>, token: Option<&'a Token>) -> Facts<'a> {
         Facts {
             request,
-            path: self.path_normalization.apply(request.http.path),
+            path: self.path_normalization.apply(request.http.map_or(b"", |http| http.path)),
             token,
             destination_port: self.application_port(request.connection.destination_port),
             trusted_proxies: self.trusted_proxies,

@@ -99,7 +99,8 @@ struct PyRequest {
     destination_ip: Option<std::net::IpAddr>,
     destination_port: u16,
     sni: Option<String>,
-    method: Vec<u8>,
+    /// None where a connection is asked about, and not a request on it.
+    method: Option<Vec<u8>>,
     host: Vec<u8>,
     path: Vec<u8>,
     scheme: Vec<u8>,
@@ -110,11 +111,12 @@ struct PyRequest {
 #[pymethods]
 impl PyRequest {
     #[new]
-    #[pyo3(signature = (*, method, host, path, scheme, protocol, headers, source_principal=None, source_ip=None,
+    #[pyo3(signature = (*, method=None, host=String::new(), path=String::new(), scheme=String::new(),
+                        protocol=String::new(), headers=Vec::new(), source_principal=None, source_ip=None,
                         source_port=0, destination_ip=None, destination_port=0, sni=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python class
     fn new(
-        method: String,
+        method: Option<String>,
         host: String,
         path: String,
         scheme: String,
@@ -136,7 +138,7 @@ impl PyRequest {
             destination_ip: ip(destination_ip)?,
             destination_port,
             sni,
-            method: method.into_bytes(),
+            method: method.map(String::into_bytes),
             host: host.into_bytes(),
             path: path.into_bytes(),
             scheme: scheme.into_bytes(),
@@ -157,14 +159,14 @@ impl PyRequest {
                 destination_port: self.destination_port,
                 sni: self.sni.as_deref(),
             },
-            http: Http {
-                method: &self.method,
+            http: self.method.as_deref().map(|method| Http {
+                method,
                 host: &self.host,
                 path: &self.path,
                 scheme: &self.scheme,
                 protocol: &self.protocol,
                 headers: &self.headers,
-            },
+            }),
         })
     }
 }

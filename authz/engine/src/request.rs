@@ -1,4 +1,5 @@
-//! What a decision is made about: the attributes of one connection and one HTTP request, as bytes.
+//! What a decision is made about: the attributes of one connection and, unless it carries other than HTTP, of one
+//! request on it, as bytes.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -44,13 +45,19 @@ pub struct Http<'a> {
     pub headers: &'a dyn Headers,
 }
 
-/// One request on one connection.
+impl Http<'static> {
+    /// Nothing at all.
+    pub(crate) const EMPTY: Self =
+        Self { method: b"", host: b"", path: b"", scheme: b"", protocol: b"", headers: &HeaderList(Vec::new()) };
+}
+
+/// One request on one connection, or a connection that carries other than HTTP.
 #[derive(Clone, Copy)]
 pub struct Request<'a> {
     /// The connection.
     pub connection: Connection<'a>,
-    /// The request on it.
-    pub http: Http<'a>,
+    /// The request on it; none where the connection itself is decided about.
+    pub http: Option<Http<'a>>,
 }
 
 impl Request<'_> {
@@ -61,7 +68,7 @@ impl Request<'_> {
     /// <https://www.envoyproxy.io/docs/envoy/v1.40.0/configuration/http/http_conn_man/headers#x-forwarded-for>
     pub fn remote_ip(&self, proxies: usize) -> Option<IpAddr> {
         let forwarded = || {
-            let header = self.http.headers.get("x-forwarded-for")?;
+            let header = self.http?.headers.get("x-forwarded-for")?;
             let address = header.rsplit(|&byte| byte == b',').nth(proxies.checked_sub(1)?)?;
             parse_address(std::str::from_utf8(address).ok()?.trim_matches([' ', '\t']))
         };

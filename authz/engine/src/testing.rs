@@ -29,9 +29,13 @@ impl Document {
     }
 
     /// Adds a policy with one rule under `when`.
-    pub(crate) fn policy(mut self, action: &str, when: Value) -> Self {
-        let rules = json!([{"from": [], "to": [], "when": when}]);
-        self.push("policies", json!({"name": format!("shop/{action}"), "action": action, "rules": rules}));
+    pub(crate) fn policy(self, action: &str, when: Value) -> Self {
+        self.rule(action, json!({"from": [], "to": [], "when": when}))
+    }
+
+    /// Adds a policy of `rule`.
+    pub(crate) fn rule(mut self, action: &str, rule: Value) -> Self {
+        self.push("policies", json!({"name": format!("shop/{action}"), "action": action, "rules": [rule]}));
         self
     }
 
@@ -87,6 +91,7 @@ pub(crate) struct Sample {
     pub(crate) host: &'static str,
     pub(crate) path: String,
     pub(crate) headers: Vec<(&'static str, String)>,
+    pub(crate) is_http: bool,
 }
 
 impl Default for Sample {
@@ -100,11 +105,17 @@ impl Default for Sample {
             host: "api.shop",
             path: "/".to_owned(),
             headers: Vec::new(),
+            is_http: true,
         }
     }
 }
 
 impl Sample {
+    /// A connection without requests.
+    pub(crate) fn connection() -> Self {
+        Self { is_http: false, ..Self::default() }
+    }
+
     pub(crate) fn path(path: &str) -> Self {
         Self { path: path.to_owned(), ..Self::default() }
     }
@@ -130,14 +141,14 @@ impl Sample {
                 destination_port: self.port,
                 sni: self.sni,
             },
-            http: Http {
+            http: self.is_http.then_some(Http {
                 method: self.method.as_bytes(),
                 host: self.host.as_bytes(),
                 path: self.path.as_bytes(),
                 scheme: b"https",
                 protocol: b"HTTP/1.1",
                 headers: &headers,
-            },
+            }),
         })
     }
 

@@ -34,15 +34,17 @@ class Revocations:
 
 @final
 class Request:
+    """What is decided about. Without a method it is a connection that carries no HTTP."""
+
     def __init__(
         self,
         *,
-        method: str,
-        host: str,
-        path: str,
-        scheme: str,
-        protocol: str,
-        headers: Sequence[tuple[str, str]],
+        method: str | None = None,
+        host: str = "",
+        path: str = "",
+        scheme: str = "",
+        protocol: str = "",
+        headers: Sequence[tuple[str, str]] = (),
         source_principal: str | None = None,
         source_ip: str | None = None,
         source_port: int = 0,

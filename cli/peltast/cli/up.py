@@ -139,7 +139,9 @@ def feed_line(row: asyncpg.Record) -> str | None:
     where = (
         f"{short_principal(row['source_principal'])} → {short_principal(row['destination_principal'] or row['owner'])}"
     )
-    what = f"{row['method'] or row['kind']} {row['path'] or ''}".strip()
+    # A decision is about a request, which has a method, or about a whole connection.
+    kind = "connection" if row["kind"] == "decision" else row["kind"]
+    what = f"{row['method'] or kind} {row['path'] or ''}".strip()
     rule = "" if row["rule"] is None else f" rule {row['rule']}"
     by = f"{row['policy']}{rule}" if row["policy"] else ""
     cached = " (cached)" if row["decided_by"] == "cache" else ""

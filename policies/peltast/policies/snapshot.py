@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TypeVar
 
+from peltast.policies.connections import connection_problems
 from peltast.policies.kinds.audit import AuditPolicySpec
 from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
@@ -20,6 +21,7 @@ from peltast.policies.kinds.registry import read_resource
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Resource, Spec
 from peltast.policies.kinds.workload import (
+    TCP,
     ServicePort,
     ServiceSpec,
     WorkloadEntrySpec,
@@ -172,7 +174,21 @@ def load(files: Files, trust_domain: str, number: int) -> Snapshot:
     loader.check_mesh()
     if loader.problems:
         raise InvalidConfiguration(loader.problems)
-    return Snapshot(number, trust_domain, tuple(resources), rego, workloads)
+    snapshot = Snapshot(number, trust_domain, tuple(resources), rego, workloads)
+    if problems := _connection_problems(snapshot):
+        raise InvalidConfiguration(problems)
+    return snapshot
+
+
+def _connection_problems(snapshot: Snapshot) -> list[Problem]:
+    """Each field once, though it be a problem for many workloads."""
+    first: dict[tuple[str, int, str], Problem] = {}
+    for workload in snapshot.workloads.values():
+        ports = [port.target_port for port in workload.ports if port.app_protocol == TCP]
+        for policy in snapshot.applying_to(workload, AuthorizationPolicySpec) if ports else ():
+            for problem in connection_problems(policy, workload.full_name, ports):
+                first.setdefault((problem.file, problem.line, problem.field), problem)
+    return list(first.values())
 
 
 def _read_resources(files: Files) -> tuple[list[Resource[Spec]], list[Problem]]:

@@ -85,6 +85,16 @@ pub(crate) const CALLOUT_SUCCESS: u32 = 0;
 /// The stream is reset from this side.
 pub(crate) const LOCAL_RESET: u32 = 0;
 
+pub(crate) const CONNECTION_CONTINUE: u32 = 0;
+/// Later network filters neither see the connection nor its bytes until reading is continued.
+pub(crate) const CONNECTION_STOP: u32 = 1;
+pub(crate) const EVENT_REMOTE_CLOSE: u32 = 0;
+pub(crate) const EVENT_LOCAL_CLOSE: u32 = 1;
+/// Of a TLS connection: its handshake is over.
+pub(crate) const EVENT_CONNECTED: u32 = 2;
+/// What waits to be written is not waited for.
+pub(crate) const CLOSE_NO_FLUSH: u32 = 1;
+
 extern "C" {
     pub(crate) fn envoy_dynamic_module_callback_log(level: u32, message: Buffer);
     pub(crate) fn envoy_dynamic_module_callback_http_get_headers_size(stream: Handle, kind: u32) -> usize;
@@ -144,6 +154,40 @@ extern "C" {
     pub(crate) fn envoy_dynamic_module_callback_http_filter_scheduler_commit(scheduler: Handle, event: u64);
     pub(crate) fn envoy_dynamic_module_callback_http_filter_scheduler_delete(scheduler: Handle);
 
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_is_ssl(connection: Handle) -> bool;
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_get_remote_address(
+        connection: Handle,
+        address: *mut Buffer,
+        port: *mut u32,
+    ) -> bool;
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_get_local_address(
+        connection: Handle,
+        address: *mut Buffer,
+        port: *mut u32,
+    ) -> bool;
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_get_requested_server_name(
+        connection: Handle,
+        name: *mut Buffer,
+    ) -> bool;
+    pub(crate) fn envoy_dynamic_module_callback_network_get_filter_state_bytes(
+        connection: Handle,
+        key: Buffer,
+        value: *mut Buffer,
+    ) -> bool;
+    pub(crate) fn envoy_dynamic_module_callback_network_set_dynamic_metadata_string(
+        connection: Handle,
+        namespace: Buffer,
+        key: Buffer,
+        value: Buffer,
+    );
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_get_worker_index(connection: Handle) -> u32;
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_continue_reading(connection: Handle);
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_close_with_details(
+        connection: Handle,
+        kind: u32,
+        details: Buffer,
+    );
+
     pub(crate) fn envoy_dynamic_module_callback_access_logger_get_worker_index(log: Handle) -> u32;
     pub(crate) fn envoy_dynamic_module_callback_access_logger_get_header_value(
         log: Handle,
@@ -164,6 +208,16 @@ extern "C" {
     pub(crate) fn envoy_dynamic_module_callback_access_logger_get_attribute_string(
         log: Handle,
         attribute: u32,
+        value: *mut Buffer,
+    ) -> bool;
+    pub(crate) fn envoy_dynamic_module_callback_access_logger_get_dynamic_metadata(
+        log: Handle,
+        namespace: Buffer,
+        key: Buffer,
+        value: *mut Buffer,
+    ) -> bool;
+    pub(crate) fn envoy_dynamic_module_callback_access_logger_get_connection_termination_details(
+        log: Handle,
         value: *mut Buffer,
     ) -> bool;
     pub(crate) fn envoy_dynamic_module_callback_access_logger_get_downstream_transport_failure_reason(

@@ -4,6 +4,7 @@ use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::Decision;
 
 use crate::abi;
+use crate::connection;
 use crate::envoy::LogEntry;
 use crate::worker::{self, Ended, Now, Worker};
 
@@ -16,6 +17,10 @@ pub(crate) enum Logger {
     Outbound,
     /// Of the listener that takes connections from peers.
     Listener,
+    /// Of the listener that takes connections without requests from peers.
+    InboundConnection,
+    /// Of the proxy that takes connections without requests from the application.
+    OutboundConnection,
 }
 
 impl Logger {
@@ -24,6 +29,8 @@ impl Logger {
             b"inbound" => Some(Self::Inbound),
             b"outbound" => Some(Self::Outbound),
             b"listener" => Some(Self::Listener),
+            b"inbound-connection" => Some(Self::InboundConnection),
+            b"outbound-connection" => Some(Self::OutboundConnection),
             _ => None,
         }
     }
@@ -37,12 +44,23 @@ impl Logger {
                 worker.publish_counters();
             }
             Self::Outbound => record(worker, entry, Kind::Outbound, |fields| fill_outbound(fields, entry)),
-            Self::Listener => {
-                if let Some(failure) = entry.handshake_failure() {
-                    record(worker, entry, Kind::Refusal, |fields| fill_refusal(fields, entry, failure));
+            Self::Listener => log_refusal(worker, entry),
+            Self::InboundConnection => match connection::left_for_log(entry) {
+                Some(decision) => {
+                    record(worker, entry, Kind::End, |fields| fill_connection_end(fields, entry, decision));
                 }
+                None => log_refusal(worker, entry),
+            },
+            Self::OutboundConnection => {
+                record(worker, entry, Kind::Outbound, |fields| fill_outbound_connection(fields, entry));
             }
         });
+    }
+}
+
+fn log_refusal(worker: &mut Worker, entry: &LogEntry) {
+    if let Some(failure) = entry.handshake_failure() {
+        record(worker, entry, Kind::Refusal, |fields| fill_refusal(fields, entry, failure));
     }
 }
 
@@ -88,6 +106,26 @@ fn fill_outbound(fields: &mut Fields<'_>, entry: &LogEntry) {
     fields.optional(Field::Detail, entry.upstream_failure());
 }
 
+/// The end of a connection without requests. One whose decision could not be recorded says who it was.
+fn fill_connection_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Option<u64>) {
+    match decision {
+        Some(sequence) => fields.number(Field::DecisionSequence, sequence),
+        None => {
+            fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
+            fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
+        }
+    }
+    fields.optional(Field::EndDetails, connection::why_ended(entry));
+    fill_traffic(fields, entry);
+}
+
+fn fill_outbound_connection(fields: &mut Fields<'_>, entry: &LogEntry) {
+    fields.optional(Field::DestinationPrincipal, entry.upstream_uri_sans());
+    fields.optional(Field::EndDetails, entry.termination_details());
+    fill_traffic(fields, entry);
+    fields.optional(Field::Detail, entry.upstream_failure());
+}
+
 fn fill_refusal(fields: &mut Fields<'_>, entry: &LogEntry, failure: &[u8]) {
     fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
     fields.optional(Field::SourceSerial, entry.peer_serial());
@@ -106,10 +144,14 @@ fn fill_request(fields: &mut Fields<'_>, entry: &LogEntry) {
 }
 
 fn fill_result(fields: &mut Fields<'_>, entry: &LogEntry) {
-    let bytes = entry.bytes();
     fields.number(Field::Status, u64::from(entry.status()));
-    fields.number(Field::Flags, entry.flags());
     fields.optional(Field::EndDetails, entry.details());
+    fill_traffic(fields, entry);
+}
+
+fn fill_traffic(fields: &mut Fields<'_>, entry: &LogEntry) {
+    let bytes = entry.bytes();
+    fields.number(Field::Flags, entry.flags());
     fields.number(Field::BytesReceived, bytes.received);
     fields.number(Field::BytesSent, bytes.sent);
     fields.number(Field::DurationNs, entry.duration_ns());

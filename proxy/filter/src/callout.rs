@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use peltast_engine::record::Type;
 use peltast_engine::{
-    Attribute, Decision, Effect, Hash, HeaderOperations, Lifetime, Program, Reason, Request, Shadow, Source,
+    Attribute, Decision, Effect, Hash, HeaderOperations, Http, Lifetime, Program, Reason, Request, Shadow, Source,
 };
 use prost::Message;
 use prost_types::{value::Kind, Struct};
@@ -152,24 +152,11 @@ struct HeaderValue {
 
 /// The CheckRequest for `request`, which is for `destination`.
 pub(crate) fn check_request(request: &Request<'_>, destination: &str) -> Vec<u8> {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let connection = &request.connection;
     let address = |ip: Option<std::net::IpAddr>, port: u16| {
         let socket_address =
             SocketAddress { address: ip.map_or_else(String::new, |ip| ip.to_string()), port_value: u32::from(port) };
         Some(Address { socket_address: Some(socket_address) })
-    };
-    let mut headers: Vec<RawHeader> = Vec::new();
-    request.http.headers.visit(&mut |name, value| {
-        headers.push(RawHeader { key: text(name), raw_value: value.to_vec() });
-    });
-    let http = HttpRequest {
-        method: text(request.http.method),
-        header_map: Some(HeaderMap { headers }),
-        path: text(request.http.path),
-        host: text(request.http.host),
-        scheme: text(request.http.scheme),
-        protocol: text(request.http.protocol),
     };
     let attributes = AttributeContext {
         source: Some(Endpoint {
@@ -180,10 +167,26 @@ pub(crate) fn check_request(request: &Request<'_>, destination: &str) -> Vec<u8>
             address: address(connection.destination_ip, connection.destination_port),
             principal: destination.to_owned(),
         }),
-        request: Some(RequestAttributes { http: Some(http) }),
+        request: request.http.map(|http| RequestAttributes { http: Some(http_request(&http)) }),
         tls_session: connection.sni.map(|sni| TlsSession { sni: sni.to_owned() }),
     };
     CheckRequest { attributes: Some(attributes) }.encode_to_vec()
+}
+
+fn http_request(http: &Http<'_>) -> HttpRequest {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let mut headers: Vec<RawHeader> = Vec::new();
+    http.headers.visit(&mut |name, value| {
+        headers.push(RawHeader { key: text(name), raw_value: value.to_vec() });
+    });
+    HttpRequest {
+        method: text(http.method),
+        header_map: Some(HeaderMap { headers }),
+        path: text(http.path),
+        host: text(http.host),
+        scheme: text(http.scheme),
+        protocol: text(http.protocol),
+    }
 }
 
 /// The decision that the check service's `body` holds, for a request that was asked about by `program`.
@@ -299,7 +302,7 @@ fn pairs(options: Vec<HeaderValueOption>) -> Vec<(String, String)> {
 mod tests {
     use super::*;
     use peltast_engine::record::Field;
-    use peltast_engine::{Connection, HeaderList, Http};
+    use peltast_engine::{Connection, HeaderList};
     use prost_types::{ListValue, Value};
 
     fn program() -> Program {
@@ -363,14 +366,14 @@ mod tests {
                 sni: Some("api"),
                 ..Connection::default()
             },
-            http: Http {
+            http: Some(Http {
                 method: b"GET",
                 host: b"h",
                 path: b"/a?b",
                 scheme: b"https",
                 protocol: b"HTTP/2",
                 headers: &headers,
-            },
+            }),
         };
         let sent = CheckRequest::decode(&check_request(&request, "spiffe://td/api")[..]).expect("a CheckRequest");
         let attributes = sent.attributes.expect("attributes");

@@ -60,7 +60,8 @@ impl FilterConfig {
 pub(crate) struct Workload(RwLock<Arc<Program>>);
 
 impl Workload {
-    fn take(program: Program) -> &'static Self {
+    /// Puts `program` in force for its workload.
+    pub(crate) fn take(program: Program) -> &'static Self {
         static ALL: Mutex<Vec<(String, &'static Workload)>> = Mutex::new(Vec::new());
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
         let (principal, program) = (program.principal().to_owned(), Arc::new(program));

@@ -8,6 +8,7 @@ use peltast_engine::{Connection, Reason};
 
 use crate::abi;
 use crate::envoy::Stream;
+use crate::network;
 
 /// The key under which the listener's `set_filter_state` leaves `URI_SANS|EXPIRY|SERIAL` after the TLS handshake.
 const FILTER_STATE_KEY: &str = "peltast.dev.peer";
@@ -66,6 +67,19 @@ impl Downstream {
             source: source.and_then(address),
             destination: stream.attribute(abi::ATTRIBUTE_DESTINATION_ADDRESS).and_then(address),
             server_name: server_name.filter(|name| !name.is_empty()).map(Box::from),
+        }
+    }
+
+    /// The same, of a connection that carries no requests.
+    pub(crate) fn of(connection: &network::Connection) -> Self {
+        let text = |bytes| std::str::from_utf8(bytes).ok();
+        let source = connection.source();
+        Self {
+            peer: connection.filter_state(FILTER_STATE_KEY).and_then(text).and_then(Peer::parse),
+            source_address: source.map(|address| address.to_string().into_bytes().into()),
+            source,
+            destination: connection.destination(),
+            server_name: connection.server_name().and_then(text).map(Box::from),
         }
     }
 

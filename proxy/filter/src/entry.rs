@@ -21,7 +21,7 @@ enum Filter {
 }
 
 /// Runs `hook`; after a panic gives what `rescue` gives.
-fn guarded<R>(hook: impl FnOnce() -> R, rescue: impl FnOnce() -> R) -> R {
+pub(crate) fn guarded<R>(hook: impl FnOnce() -> R, rescue: impl FnOnce() -> R) -> R {
     catch_unwind(AssertUnwindSafe(hook)).unwrap_or_else(|_| rescue())
 }
 

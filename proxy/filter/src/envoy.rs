@@ -14,7 +14,7 @@ pub(crate) fn warn(message: &str) {
     unsafe { abi::envoy_dynamic_module_callback_log(WARN, Buffer::of(message.as_bytes())) };
 }
 
-fn found(get: impl FnOnce(*mut Buffer) -> bool) -> Option<Buffer> {
+pub(crate) fn found(get: impl FnOnce(*mut Buffer) -> bool) -> Option<Buffer> {
     let mut value = Buffer::EMPTY;
     get(&mut value).then_some(value)
 }
@@ -308,6 +308,23 @@ impl LogEntry {
         // SAFETY: see `worker_index`.
         self.text(|log, value| unsafe {
             abi::envoy_dynamic_module_callback_access_logger_get_attribute_string(log, attribute, value)
+        })
+    }
+
+    /// Text of the connection's dynamic metadata.
+    pub(crate) fn metadata(&self, namespace: &str, key: &str) -> Option<&[u8]> {
+        let (namespace, key) = (Buffer::of(namespace.as_bytes()), Buffer::of(key.as_bytes()));
+        // SAFETY: see `worker_index`.
+        self.text(|log, value| unsafe {
+            abi::envoy_dynamic_module_callback_access_logger_get_dynamic_metadata(log, namespace, key, value)
+        })
+    }
+
+    /// Why the connection was closed, where a filter said so.
+    pub(crate) fn termination_details(&self) -> Option<&[u8]> {
+        // SAFETY: see `worker_index`.
+        self.text(|log, value| unsafe {
+            abi::envoy_dynamic_module_callback_access_logger_get_connection_termination_details(log, value)
         })
     }
 

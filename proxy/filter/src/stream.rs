@@ -6,9 +6,7 @@ use std::sync::Arc;
 
 use peltast_engine::path::Normalization;
 use peltast_engine::record::{Field, Fields, Kind};
-use peltast_engine::{
-    Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Source, Token, Verdict,
-};
+use peltast_engine::{Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Token, Verdict};
 
 use crate::abi;
 use crate::callout;
@@ -16,6 +14,7 @@ use crate::config::{generation, trusted, Trusted, Workload};
 use crate::downstream::Downstream;
 use crate::envoy::Stream;
 use crate::live::Validity;
+use crate::outcome::{decided_by, Outcome};
 use crate::received::{Changed, Received};
 use crate::worker::{self, Ended, Now, Worker};
 
@@ -69,15 +68,6 @@ enum Step {
     Concluded(Answer),
     /// It waits for the check service or for another stream's answer.
     Waiting,
-}
-
-/// What a record tells of a decision beside the request.
-struct Outcome<'a> {
-    decision: &'a Decision,
-    decided_by: &'static str,
-    downstream: &'a Downstream,
-    token: Option<&'a Token>,
-    trusted: Option<&'a Trusted>,
 }
 
 impl StreamState {
@@ -304,12 +294,7 @@ impl StreamState {
     ) -> Answer {
         let outcome = Outcome {
             decision: &answer.decision,
-            decided_by: match (answer.cached, answer.decision.source) {
-                (true, _) => "cache",
-                (false, Source::Engine) => "engine",
-                (false, Source::Check) => "check",
-                (false, Source::FailedOpen) => "failed-open",
-            },
+            decided_by: decided_by(&answer),
             downstream,
             token: answer.token.as_deref(),
             trusted: Some(trusted),
@@ -336,15 +321,7 @@ impl StreamState {
     }
 
     fn fill(&self, fields: &mut Fields<'_>, stream: &Stream, outcome: &Outcome<'_>) {
-        let decision = outcome.decision;
-        let downstream = outcome.downstream;
-        fields.optional(Field::SourcePrincipal, downstream.peer.as_ref().map(|peer| peer.principal.as_bytes()));
-        fields.optional(Field::SourceSerial, downstream.peer.as_ref().map(|peer| peer.serial.as_bytes()));
-        fields.optional(Field::SourceAddress, downstream.source_address.as_ref());
-        fields.bytes(Field::DestinationPrincipal, self.program.principal().as_bytes());
-        if let Some(address) = downstream.destination {
-            fields.number(Field::DestinationPort, u64::from(self.program.application_port(address.port())));
-        }
+        outcome.fill_parties(fields, &self.program);
         fields.optional(Field::TokenIssuer, outcome.token.map(|token| &token.issuer));
         fields.optional(Field::TokenSubject, outcome.token.map(|token| &token.subject));
         fields.optional(Field::Method, stream.header(":method"));
@@ -352,23 +329,8 @@ impl StreamState {
         fields.optional(Field::Path, stream.header(":path"));
         fields.optional(Field::RequestId, stream.header("x-request-id"));
         fields.optional(Field::TraceParent, stream.header("traceparent"));
-        fields.bytes(Field::Effect, if decision.effect == Effect::Allow { b"allow" } else { b"deny" });
-        fields.number(Field::Status, u64::from(decision.status));
-        fields.optional(Field::Policy, decision.policy.as_deref());
-        if let Some(rule) = decision.rule {
-            fields.number(Field::Rule, u64::from(rule));
-        }
-        fields.bytes(Field::Reason, decision.reason.as_str().as_bytes());
-        fields.bytes(Field::DecidedBy, outcome.decided_by.as_bytes());
-        fields.optional(Field::Detail, decision.detail.as_deref());
-        if let Some(shadow) = &decision.shadow {
-            shadow.write(fields);
-        }
-        fields.bytes(Field::Program, &decision.program.0);
-        if let Some(trusted) = outcome.trusted {
-            fields.bytes(Field::Keys, &trusted.keys.hash().0);
-            fields.bytes(Field::Revocations, &trusted.revocations.hash().0);
-        }
+        fields.number(Field::Status, u64::from(outcome.decision.status));
+        outcome.fill_decision(fields);
     }
 
     /// Readies a decided request for the application, or says that it is to be answered here.
@@ -427,13 +389,13 @@ fn call_out(stream: &Stream, request: &Request<'_>, program: &Program, timeout_m
 fn request<'a>(stream: &'a Stream, headers: &'a dyn Headers, downstream: &'a Downstream) -> Request<'a> {
     Request {
         connection: downstream.connection(),
-        http: Http {
+        http: Some(Http {
             method: stream.header(":method").unwrap_or_default(),
             host: stream.header(":authority").unwrap_or_default(),
             path: stream.header(":path").unwrap_or_default(),
             scheme: stream.header(":scheme").unwrap_or_default(),
             protocol: stream.attribute(abi::ATTRIBUTE_REQUEST_PROTOCOL).unwrap_or_default(),
             headers,
-        },
+        }),
     }
 }

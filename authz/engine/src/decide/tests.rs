@@ -553,3 +553,75 @@ fn rules_and_rego_see_the_path_as_the_program_normalizes_it() {
         }
     }
 }
+
+// Connections without requests ------------------------------------------------------------------------------------------
+
+/// What a rule asks of requests cannot be told of a connection: so more is denied and nothing more allowed.
+#[test]
+fn rules_about_requests_deny_connections_and_do_not_allow_them() {
+    let get = condition("request.method", json!([{"exact": "GET"}]), json!([]));
+    let not_get = condition("request.method", json!([]), json!([{"exact": "GET"}]));
+    let no_token = condition("request.auth.principal", json!([]), json!(["present"]));
+    let web = condition("source.namespace", json!([{"exact": "front"}]), json!([]));
+    let others = condition("source.namespace", json!([{"exact": "back"}]), json!([]));
+    let port = condition("destination.port", json!([{"exact": "8080"}]), json!([]));
+    let table = [
+        ("nothing asked", "ALLOW", json!([]), Effect::Allow),
+        ("of the connection", "ALLOW", json!([web, port]), Effect::Allow),
+        ("of another connection", "ALLOW", json!([others]), Effect::Deny),
+        ("of requests", "ALLOW", json!([get]), Effect::Deny),
+        ("of requests, by exclusion", "ALLOW", json!([not_get]), Effect::Deny),
+        ("of tokens, by exclusion", "ALLOW", json!([no_token]), Effect::Deny),
+        ("of both", "ALLOW", json!([web, not_get]), Effect::Deny),
+        ("nothing asked", "DENY", json!([]), Effect::Deny),
+        ("of the connection", "DENY", json!([web]), Effect::Deny),
+        ("of another connection", "DENY", json!([others]), Effect::Allow),
+        ("of requests", "DENY", json!([get]), Effect::Deny),
+        ("of both", "DENY", json!([web, get]), Effect::Deny),
+        ("of both, another's connection", "DENY", json!([others, get]), Effect::Allow),
+    ];
+    for (what, action, when, wanted) in table {
+        let decision = decide(&Document::new().policy(action, when).load(), &Sample::connection());
+        assert_eq!(decision.effect, wanted, "{action} {what}");
+    }
+}
+
+#[test]
+fn an_alternative_about_requests_takes_its_rule_from_connections() {
+    let get = condition("request.method", json!([{"exact": "GET"}]), json!([]));
+    let port = condition("destination.port", json!([{"exact": "8080"}]), json!([]));
+    let rule = json!({"from": [], "to": [[get], [port]], "when": []});
+    let program = Document::new().rule("ALLOW", rule).load();
+    assert_eq!(decide(&program, &Sample::connection()).reason, Reason::NoAllowRule);
+    assert_eq!(decide(&program, &Sample::default()).reason, Reason::AllowRule);
+}
+
+#[test]
+fn a_connection_is_not_decided_as_a_request_with_the_same_values_was() {
+    let no_header = condition("request.headers[x-a]", json!([]), json!(["present"]));
+    let program = Document::new().policy("ALLOW", json!([no_header])).load();
+    let mut decider = Decider::for_sidecar();
+    for (sample, wanted) in
+        [(Sample::default(), Effect::Allow), (Sample::connection(), Effect::Deny), (Sample::default(), Effect::Allow)]
+    {
+        assert_eq!(sample.decided_by(&mut decider, &program, &no_keys()).decision.effect, wanted);
+    }
+    let again = Sample::connection().decided_by(&mut decider, &program, &no_keys());
+    assert_eq!((again.decision.effect, again.cached), (Effect::Deny, true));
+}
+
+#[test]
+fn rego_policies_have_no_answer_for_connections() {
+    for (on_error, reason) in [("deny", Effect::Deny), ("allow", Effect::Allow)] {
+        let program = Document::new().custom("sidecar", on_error, ALLOWS).load();
+        let decision = decide(&program, &Sample::connection());
+        assert_eq!((decision.effect, decision.reason), (reason, Reason::RegoFailed));
+        assert!(decision.detail.expect("a detail").contains("no HTTP request"));
+    }
+}
+
+#[test]
+fn connections_need_no_token() {
+    let program = Document::new().issuer(ISSUER).load();
+    assert_eq!(decide(&program, &Sample::connection()).reason, Reason::NoAllowPolicy);
+}

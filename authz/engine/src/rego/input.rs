@@ -160,7 +160,7 @@ fn build(branch: &Branch, facts: &Facts<'_>) -> Option<Value> {
 
 fn value(field: &Field, facts: &Facts<'_>) -> Option<Value> {
     let connection = &facts.request.connection;
-    let http = &facts.request.http;
+    let http = facts.http();
     Some(match field {
         Field::DestinationAddress => Value::from(connection.destination_ip?.to_string()),
         Field::DestinationPort => Value::from(u64::from(facts.destination_port)),
@@ -194,7 +194,7 @@ fn all_headers(facts: &Facts<'_>) -> Value {
         }
     };
     [":authority", ":method", ":path", ":scheme"].into_iter().for_each(&mut add);
-    facts.request.http.headers.visit(&mut |name, _| add(&String::from_utf8_lossy(name)));
+    facts.http().headers.visit(&mut |name, _| add(&String::from_utf8_lossy(name)));
     Value::from(headers)
 }
 

@@ -90,8 +90,12 @@ impl Rego {
     /// Evaluates the policy for one request.
     ///
     /// # Errors
-    /// For people: why there is no answer.
+    /// For people: why there is no answer. A connection without requests gets none: what a policy leaves undefined for
+    /// lack of a request, it may mean to allow.
     pub(crate) fn evaluate(&self, evaluator: &mut Engine, facts: &Facts<'_>) -> Result<Ruling, String> {
+        if facts.request.http.is_none() {
+            return Err("the connection carries no HTTP request, and Rego policies are asked about those".to_owned());
+        }
         evaluator.set_input(self.plan.build(facts));
         let limit = Duration::from_millis(u64::from(self.timeout_ms));
         let result = timer::evaluate(evaluator, &self.entrypoint, limit);

@@ -93,6 +93,13 @@ pub struct KeySets {
     sets: BTreeMap<String, Vec<Key>>,
 }
 
+impl Default for KeySets {
+    /// None at all: of an empty document.
+    fn default() -> Self {
+        Self { hash: Hash::of(b"{}"), sets: BTreeMap::new() }
+    }
+}
+
 impl KeySets {
     /// Loads `{"NAME": JWKS, …}` (JWKS by RFC 7517 section 5).
     ///

@@ -58,6 +58,13 @@ impl Default for OfIssuer {
     }
 }
 
+impl Default for Revocations {
+    /// None at all: of an empty document.
+    fn default() -> Self {
+        Self { hash: Hash::of(b""), by_issuer: HashMap::default() }
+    }
+}
+
 impl Revocations {
     /// Loads revocations from their canonical document.
     ///

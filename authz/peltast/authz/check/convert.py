@@ -27,7 +27,7 @@ VALID_FOR_MS = 60_000
 
 
 def engine_request(check: CheckRequest) -> Request:
-    """The request that `check` asks about.
+    """The request that `check` asks about; a connection, where `check` has no HTTP part.
 
     Raises:
         ValueError: an address or a port in it is none.
@@ -36,7 +36,7 @@ def engine_request(check: CheckRequest) -> Request:
     source, destination = attributes.source.address.socket_address, attributes.destination.address.socket_address
     http = attributes.request.http
     return Request(
-        method=http.method,
+        method=http.method if attributes.request.HasField("http") else None,
         host=http.host,
         path=http.path,
         scheme=http.scheme,

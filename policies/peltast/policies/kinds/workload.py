@@ -11,11 +11,14 @@ from pydantic import Field
 from peltast.policies.kinds.resource import Model, Spec
 from peltast.policies.sources.documents import FieldPath
 
-__all__ = ["Egress", "ServicePort", "ServiceSpec", "WorkloadEntrySpec", "WorkloadRegistrationSpec"]
+__all__ = ["TCP", "Egress", "ServicePort", "ServiceSpec", "WorkloadEntrySpec", "WorkloadRegistrationSpec"]
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 Finding = tuple[FieldPath, str, str]
+
+TCP = "tcp"
+"""The protocol of ports whose connections carry no HTTP, as far as the mesh knows."""
 
 
 class ServicePort(Model):
@@ -27,7 +30,7 @@ class ServicePort(Model):
     port: Port
     target_port: Port
     protocol: str = Field(default="TCP", pattern="^TCP$")
-    app_protocol: str = Field(default="http", pattern="^(http|http2|grpc)$")
+    app_protocol: str = Field(default="http", pattern="^(http|http2|grpc|tcp)$")
 
 
 class ServiceSpec(Spec):

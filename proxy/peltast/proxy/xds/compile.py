@@ -22,16 +22,17 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
     HttpConnectionManager,
     HttpFilter,
 )
+from envoy.extensions.filters.network.tcp_proxy.v3.tcp_proxy_pb2 import TcpProxy
 from envoy.extensions.upstreams.http.v3.http_protocol_options_pb2 import (
     HttpProtocolOptions as UpstreamHttpProtocolOptions,
 )
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.wrappers_pb2 import BoolValue
+from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
 from peltast.authz.revision import Revision
 from peltast.policies.kinds.mesh import Normalization
-from peltast.policies.kinds.workload import ServicePort
+from peltast.policies.kinds.workload import TCP, ServicePort
 from peltast.policies.snapshot import Route, Workload
 from peltast.proxy.xds import module as dynamic_module
 from peltast.proxy.xds import tls
@@ -78,6 +79,8 @@ def compile_resources(revision: Revision, workload: Workload, surroundings: Surr
         dynamic_module.filter_config(module, dynamic_module.KEYS, revision.keys[workload.full_name]),
         dynamic_module.filter_config(module, dynamic_module.REVOCATIONS, revision.revocations),
     ]
+    if any(port.app_protocol == TCP for port in workload.ports):
+        configs.append(dynamic_module.network_filter_config(module, revision.programs[workload.full_name]))
     by_type: tuple[tuple[str, Sequence[Any]], ...] = (
         (CLUSTER, clusters),
         (LISTENER, listeners),
@@ -90,7 +93,42 @@ def compile_resources(revision: Revision, workload: Workload, surroundings: Surr
 
 
 def inbound_listener(workload: Workload, port: ServicePort, module: str, normalization: Normalization) -> Listener:
-    """Takes requests from peers: mutual TLS, then the module, then the application."""
+    """Takes requests, or connections that carry none, from peers: mutual TLS, then the module, then the application."""
+    is_tcp = port.app_protocol == TCP
+    filters = connection_filters(port) if is_tcp else [manager_filter(inbound_manager(port, module, normalization))]
+    chain = FilterChain(
+        transport_socket=tls.downstream(),
+        transport_socket_connect_timeout=_HEADERS_TIMEOUT,
+        filters=[dynamic_module.peer_filter_state(), *filters],
+    )
+    listener = Listener(
+        name=f"inbound_{port.port}",
+        address=socket_address(workload.address, port.port),
+        listener_filters=[tls.inspector()],
+        listener_filters_timeout=_HEADERS_TIMEOUT,
+        filter_chains=[chain],
+        access_log=[dynamic_module.access_log(module, "inbound-connection" if is_tcp else "listener")],
+    )
+    return without_reuse_port(listener)
+
+
+def connection_filters(port: ServicePort) -> list[Filter]:
+    """The module, then the application.
+
+    The module stops a new connection until it is allowed, so that the proxy behind it connects to nothing before. That
+    proxy would keep the connection from being read until it has connected, and so the handshake from being made, but
+    for `max_early_data_bytes`.
+    """
+    proxy = TcpProxy(
+        stat_prefix=f"inbound_{port.port}",
+        cluster=application_cluster_name(port),
+        max_early_data_bytes=UInt32Value(value=0),
+    )
+    return [dynamic_module.network_filter_by_ecds(), proxy_filter(proxy)]
+
+
+def inbound_manager(port: ServicePort, module: str, normalization: Normalization) -> HttpConnectionManager:
+    """The connection manager for requests from peers."""
     manager = connection_manager(
         f"inbound_{port.port}",
         application_cluster_name(port),
@@ -104,33 +142,22 @@ def inbound_listener(workload: Workload, port: ServicePort, module: str, normali
     # Whatever a peer claims in x-forwarded-client-cert is replaced by what it proved.
     manager.forward_client_cert_details = HttpConnectionManager.SANITIZE_SET
     manager.set_current_client_cert_details.uri = True
-    chain = FilterChain(
-        transport_socket=tls.downstream(),
-        transport_socket_connect_timeout=_HEADERS_TIMEOUT,
-        filters=[dynamic_module.peer_filter_state(), manager_filter(manager)],
-    )
-    listener = Listener(
-        name=f"inbound_{port.port}",
-        address=socket_address(workload.address, port.port),
-        filter_chains=[chain],
-        access_log=[dynamic_module.access_log(module, "listener")],
-    )
-    return without_reuse_port(listener)
+    return manager
 
 
 def outbound_listener(workload: Workload, route: Route, module: str, normalization: Normalization) -> Listener:
-    """Takes requests from the application, for one service."""
-    manager = connection_manager(
-        f"outbound_{route.port}",
-        outbound_cluster_name(route),
-        [],
-        dynamic_module.access_log(module, "outbound"),
-        normalization,
-    )
+    """Takes requests, or connections that carry none, from the application, for one service."""
+    name, cluster = f"outbound_{route.port}", outbound_cluster_name(route)
+    if route.protocol == TCP:
+        log = dynamic_module.access_log(module, "outbound-connection")
+        terminal = proxy_filter(TcpProxy(stat_prefix=name, cluster=cluster, access_log=[log]))
+    else:
+        log = dynamic_module.access_log(module, "outbound")
+        terminal = manager_filter(connection_manager(name, cluster, [], log, normalization))
     listener = Listener(
-        name=f"outbound_{route.port}",
+        name=name,
         address=socket_address(workload.address, route.port),
-        filter_chains=[FilterChain(filters=[manager_filter(manager)])],
+        filter_chains=[FilterChain(filters=[terminal])],
     )
     return without_reuse_port(listener)
 
@@ -183,6 +210,13 @@ def manager_filter(manager: HttpConnectionManager) -> Filter:
     return network_filter
 
 
+def proxy_filter(proxy: TcpProxy) -> Filter:
+    """The TCP proxy as a network filter. Its own default closes what is idle for an hour, as for HTTP."""
+    network_filter = Filter(name="envoy.filters.network.tcp_proxy")
+    network_filter.typed_config.Pack(proxy)
+    return network_filter
+
+
 # Clusters -------------------------------------------------------------------------------------------------------------
 
 
@@ -229,7 +263,8 @@ def static_cluster(
         ),
         transport_socket=socket,
     )
-    cluster.typed_extension_protocol_options[_UPSTREAM_OPTIONS].CopyFrom(upstream_protocol(protocol))
+    if protocol != TCP:
+        cluster.typed_extension_protocol_options[_UPSTREAM_OPTIONS].CopyFrom(upstream_protocol(protocol))
     return cluster
 
 

@@ -16,14 +16,33 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from xds.type.v3.typed_struct_pb2 import TypedStruct
 
-__all__ = ["KEYS", "PROGRAM", "REVOCATIONS", "access_log", "filter_by_ecds", "filter_config", "peer_filter_state"]
+__all__ = [
+    "CONNECTION_PROGRAM",
+    "KEYS",
+    "PROGRAM",
+    "REVOCATIONS",
+    "access_log",
+    "filter_by_ecds",
+    "filter_config",
+    "network_filter_by_ecds",
+    "network_filter_config",
+    "peer_filter_state",
+]
 
 PROGRAM, KEYS, REVOCATIONS = "program", "keys", "revocations"
 """Names of the module's three HTTP filters, and of their ECDS resources."""
 
+CONNECTION_PROGRAM = "connection-program"
+"""Name of the ECDS resource of the module's network filter: the names of all types share one space."""
+
 _FILTER_TYPE = "type.googleapis.com/" + DynamicModuleFilter.DESCRIPTOR.full_name
+_NETWORK_FILTER_TYPE = (
+    "type.googleapis.com/envoy.extensions.filters.network.dynamic_modules.v3.DynamicModuleNetworkFilter"
+)
 _ACCESS_LOG_TYPE = "type.googleapis.com/envoy.extensions.access_loggers.dynamic_modules.v3.DynamicModuleAccessLog"
 _FILTER_STATE_TYPE = "type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config"
+
+_STRING_TYPE = "type.googleapis.com/google.protobuf.StringValue"
 
 _PEER_KEY = "peltast.dev.peer"
 _PEER_FORMAT = "%DOWNSTREAM_PEER_URI_SAN%|%DOWNSTREAM_PEER_CERT_V_END(%s)%|%DOWNSTREAM_PEER_SERIAL%"
@@ -42,14 +61,32 @@ def filter_config(module: str, name: str, document: bytes) -> TypedExtensionConf
 
 def filter_by_ecds(name: str) -> HttpFilter:
     """The filter `name`, whose configuration comes by ECDS. Without one, requests fail closed: there is no default."""
-    ads = ConfigSource(ads=AggregatedConfigSource(), resource_api_version="V3")
-    source = ExtensionConfigSource(config_source=ads, type_urls=[_FILTER_TYPE])
+    source = ExtensionConfigSource(config_source=_ads(), type_urls=[_FILTER_TYPE])
     # What the configuration of the others is for is done when it arrives; their streams would only cost time.
     return HttpFilter(name=name, config_discovery=source, disabled=name != PROGRAM)
 
 
+def network_filter_config(module: str, document: bytes) -> TypedExtensionConfig:
+    """The ECDS resource by which the network filter gets its program, `document`."""
+    value = {
+        "dynamic_module_config": {"name": module, "do_not_close": True},
+        "filter_name": PROGRAM,
+        "filter_config": {"@type": _STRING_TYPE, "value": document.decode()},
+    }
+    return TypedExtensionConfig(name=CONNECTION_PROGRAM, typed_config=_typed_struct(_NETWORK_FILTER_TYPE, value))
+
+
+def network_filter_by_ecds() -> Filter:
+    """The network filter, whose program comes by ECDS, too: a changed one drains no listener.
+
+    Without one, connections are closed: there is no default.
+    """
+    source = ExtensionConfigSource(config_source=_ads(), type_urls=[_NETWORK_FILTER_TYPE])
+    return Filter(name=CONNECTION_PROGRAM, config_discovery=source)
+
+
 def access_log(module: str, name: str) -> AccessLog:
-    """The access logger `name`: inbound, outbound or listener."""
+    """The access logger `name`, which `proxy/filter/src/access_log.rs` knows."""
     value = {"dynamic_module_config": {"name": module, "do_not_close": True}, "logger_name": name}
     return AccessLog(name=f"peltast-{name}", typed_config=_typed_struct(_ACCESS_LOG_TYPE, value))
 
@@ -63,6 +100,10 @@ def peer_filter_state() -> Filter:
     }
     value = {"on_downstream_tls_handshake": [entry]}
     return Filter(name="envoy.filters.network.set_filter_state", typed_config=_typed_struct(_FILTER_STATE_TYPE, value))
+
+
+def _ads() -> ConfigSource:
+    return ConfigSource(ads=AggregatedConfigSource(), resource_api_version="V3")
 
 
 def _typed_struct(type_url: str, value: dict[str, Any]) -> AnyMessage:

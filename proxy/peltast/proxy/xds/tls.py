@@ -8,6 +8,8 @@ from typing import Any
 from envoy.config.core.v3.base_pb2 import TransportSocket
 from envoy.config.core.v3.config_source_pb2 import ApiConfigSource, ConfigSource
 from envoy.config.core.v3.grpc_service_pb2 import GrpcService
+from envoy.config.listener.v3.listener_components_pb2 import ListenerFilter
+from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
 from envoy.extensions.transport_sockets.tls.v3.common_pb2 import (
     CertificateValidationContext,
     SubjectAltNameMatcher,
@@ -24,7 +26,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from peltast.identity.sds import BUNDLES_SECRET, SVID_SECRET
 
-__all__ = ["AGENT_CLUSTER", "downstream", "upstream"]
+__all__ = ["AGENT_CLUSTER", "downstream", "inspector", "upstream"]
 
 AGENT_CLUSTER = "peltast-agent"
 """The cluster in every sidecar's bootstrap that leads to its agent's socket."""
@@ -50,6 +52,13 @@ def downstream() -> TransportSocket:
             disable_stateful_session_resumption=True,
         )
     )
+
+
+def inspector() -> ListenerFilter:
+    """Reads the server name that a peer asks for: without it no policy could match `connection.sni`."""
+    listener_filter = ListenerFilter(name="envoy.filters.listener.tls_inspector")
+    listener_filter.typed_config.Pack(TlsInspector())
+    return listener_filter
 
 
 def upstream(principals: Iterable[str], server_name: str) -> TransportSocket:

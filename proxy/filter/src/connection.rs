@@ -1,0 +1,213 @@
+//! One inbound connection that carries no HTTP: decided once its handshake is over, recorded, and only then let through
+//! to the filter that connects to the application.
+
+use std::sync::Arc;
+
+use peltast_engine::record::Kind;
+use peltast_engine::{Answer, Decision, Effect, KeySets, Program, Reason, Request, Revocations, Trust, Verdict};
+
+use crate::config::Workload;
+use crate::downstream::Downstream;
+use crate::envoy::LogEntry;
+use crate::network::Connection;
+use crate::outcome::{decided_by, Outcome};
+use crate::worker::{self, Now, Worker};
+
+/// The namespace of what is left for the access logger.
+const METADATA: &str = "peltast.dev";
+/// The sequence of the decision's record.
+const DECISION: &str = "decision";
+/// Which side ended the connection.
+const CLOSED: &str = "closed";
+
+/// What is remembered of one connection.
+pub(crate) struct ConnectionState {
+    workload: &'static Workload,
+    program: Arc<Program>,
+    allowed: bool,
+    /// Who ended it, or its own direction of it, first.
+    ended: Option<Side>,
+}
+
+/// A side of a connection, as it is seen from this one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The peer.
+    Remote,
+    /// The application, or Envoy.
+    Local,
+}
+
+impl Side {
+    /// As records name an end by it.
+    fn close(self) -> &'static str {
+        match self {
+            Self::Remote => "remote_close",
+            Self::Local => "local_close",
+        }
+    }
+}
+
+/// What is to be done with a connection once nothing of ours is borrowed any more: Envoy may run other hooks of the same
+/// connection inside doing it.
+pub(crate) enum Next {
+    /// It waits, with its bytes.
+    Wait,
+    /// It goes on.
+    Continue,
+    /// It is closed.
+    Close(Reason),
+}
+
+impl ConnectionState {
+    pub(crate) fn new(workload: &'static Workload) -> Self {
+        Self { workload, program: workload.program(), allowed: false, ended: None }
+    }
+
+    /// Waits for the handshake, which shows who the peer is; where there will be none, decides.
+    pub(crate) fn on_new_connection(&mut self, connection: &Connection) -> Next {
+        if connection.is_tls() {
+            return Next::Wait;
+        }
+        self.decide(connection)
+    }
+
+    /// Whether bytes of the peer may go on.
+    pub(crate) fn is_allowed(&self) -> bool {
+        self.allowed
+    }
+
+    /// No more bytes come from `side`. With both directions open the close of the whole says nothing of who began.
+    pub(crate) fn on_end(&mut self, side: Side) {
+        self.ended.get_or_insert(side);
+    }
+
+    /// `side` closed the connection: leaves word of who began.
+    pub(crate) fn on_close(&mut self, connection: &Connection, side: Side) {
+        let began = *self.ended.get_or_insert(side);
+        connection.set_metadata(METADATA, CLOSED, began.close());
+    }
+
+    /// Decides the connection, whose peer is known, and records the decision.
+    pub(crate) fn decide(&mut self, connection: &Connection) -> Next {
+        let now = Now::read();
+        let downstream = Downstream::of(connection);
+        if !worker::with(|worker| worker.has_room()) {
+            return self.refuse(connection, Reason::SpoolUnavailable, &downstream, now);
+        }
+        match downstream.check(now.ms()) {
+            Ok(()) => {
+                let answer = self.ask_policies(&downstream, now);
+                self.conclude(connection, &answer, &downstream, now)
+            }
+            Err(reason) => self.refuse(connection, reason, &downstream, now),
+        }
+    }
+
+    /// Denies a connection whose decision panicked. What the panic left half-done is forgotten.
+    pub(crate) fn on_panic(&mut self, connection: &Connection) -> Next {
+        worker::with(Worker::recover);
+        self.refuse(connection, Reason::InternalError, &Downstream::of(connection), Now::read())
+    }
+
+    /// Key sets and revocations are for tokens, which connections have none of: they are not waited for.
+    fn ask_policies(&self, downstream: &Downstream, now: Now) -> Answer {
+        let (keys, revocations) = (KeySets::default(), Revocations::default());
+        let trust = Trust { keys: &keys, revocations: &revocations };
+        let request = Request { connection: downstream.connection(), http: None };
+        let verdict = worker::with(|worker| {
+            #[cfg(feature = "panic-for-tests")]
+            crate::panic_for_tests::panic_if_named(downstream);
+            worker.decider.decide(&self.program, &trust, &request, now.ms())
+        });
+        match verdict {
+            Verdict::Decided(answer) => answer,
+            Verdict::Ask(question) => {
+                let decision = question.unanswered("the check service is asked about requests only".to_owned());
+                Answer { decision: Arc::new(decision), cached: false, token: None }
+            }
+        }
+    }
+
+    /// A denial that no policy made.
+    fn refuse(&mut self, connection: &Connection, reason: Reason, downstream: &Downstream, now: Now) -> Next {
+        let decision = Arc::new(Decision::without_policy(Effect::Deny, reason, self.program.hash()));
+        self.conclude(connection, &Answer { decision, cached: false, token: None }, downstream, now)
+    }
+
+    /// Records a decision, and says what becomes of the connection. One that cannot be recorded is a denial.
+    fn conclude(&mut self, connection: &Connection, answer: &Answer, downstream: &Downstream, now: Now) -> Next {
+        let decision = &answer.decision;
+        let outcome = Outcome { decision, decided_by: decided_by(answer), downstream, token: None, trusted: None };
+        let recorded = worker::with(|worker| {
+            worker.record(
+                || connection.worker_index(),
+                Kind::Decision,
+                now,
+                |fields| {
+                    outcome.fill_parties(fields, &self.program);
+                    outcome.fill_decision(fields);
+                },
+            )
+        });
+        leave_for_log(connection, recorded);
+        self.allowed = decision.effect == Effect::Allow && recorded.is_some();
+        match decision.effect {
+            Effect::Allow if self.allowed => Next::Continue,
+            Effect::Allow => Next::Close(Reason::SpoolUnavailable),
+            Effect::Deny => Next::Close(decision.reason),
+        }
+    }
+}
+
+fn leave_for_log(connection: &Connection, recorded: Option<u64>) {
+    let sequence = recorded.map(|sequence| sequence.to_string()).unwrap_or_default();
+    connection.set_metadata(METADATA, DECISION, &sequence);
+}
+
+/// Why a connection ended: what a filter said of it, or else which side ended it.
+pub(crate) fn why_ended(entry: &LogEntry) -> Option<&[u8]> {
+    entry.termination_details().or_else(|| entry.metadata(METADATA, CLOSED))
+}
+
+/// The sequence of the decision's record; none in place of it where it could not be written, and none at all where
+/// nothing was decided.
+pub(crate) fn left_for_log(entry: &LogEntry) -> Option<Option<u64>> {
+    entry.metadata(METADATA, DECISION).map(parse_sequence)
+}
+
+fn parse_sequence(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> ConnectionState {
+        let document = r#"{"schema":1,"workload":{"principal":"spiffe://td/a","ports":{}},"authentication":[],"rego":[],
+            "policies":[]}"#;
+        ConnectionState::new(Workload::take(Program::load(document.as_bytes()).expect("a program")))
+    }
+
+    #[test]
+    fn whoever_ends_first_ended_it() {
+        for (ends, wanted) in [
+            ([Side::Remote, Side::Local], Side::Remote),
+            ([Side::Local, Side::Remote], Side::Local),
+            ([Side::Remote, Side::Remote], Side::Remote),
+        ] {
+            let mut state = state();
+            assert!(!state.is_allowed(), "nothing is allowed before it is decided");
+            ends.into_iter().for_each(|side| state.on_end(side));
+            assert_eq!(state.ended, Some(wanted), "{ends:?}");
+        }
+    }
+
+    #[test]
+    fn a_sequence_is_read_as_it_is_written() {
+        for (text, wanted) in [("12", Some(12)), ("", None), ("x", None), ("-1", None)] {
+            assert_eq!(parse_sequence(text.as_bytes()), wanted, "{text}");
+        }
+    }
+}

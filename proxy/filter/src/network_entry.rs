@@ -1,0 +1,162 @@
+//! What Envoy calls of a network filter. As in [`crate::entry`]: each function turns handles into values, calls one
+//! method, and lets no panic out.
+
+use std::ffi::c_void;
+
+use peltast_engine::Reason;
+
+use crate::abi::{self, Buffer, Handle};
+use crate::config::{FilterConfig, Workload};
+use crate::connection::{ConnectionState, Next, Side};
+use crate::entry::guarded;
+use crate::envoy::warn;
+use crate::network::Connection;
+
+/// Loads the filter's configuration: a program. Key sets are no network filter's.
+fn load(name: &[u8], config: &[u8]) -> Result<&'static Workload, String> {
+    let unknown = || Err(format!("a network filter is called {:?}; program is known", String::from_utf8_lossy(name)));
+    if name != b"program" {
+        return unknown();
+    }
+    match FilterConfig::load(name, config)? {
+        FilterConfig::Program(workload) => Ok(workload),
+        FilterConfig::Carrier => unknown(),
+    }
+}
+
+type Hook = fn(&mut ConnectionState, &Connection) -> Next;
+
+/// Runs a hook that the connection waits for: after a panic it is closed, and recorded as denied if that can be.
+///
+/// # Safety
+/// The handles must be those of the hook at hand, and nothing else may borrow the filter.
+unsafe fn decide(connection: Handle, filter: *mut c_void, hook: Hook) -> Next {
+    // SAFETY: Envoy's own handle; the state is made by `filter_new`, and borrowed for no longer than the call.
+    let run = |hook: Hook| unsafe { hook(&mut *filter.cast::<ConnectionState>(), &Connection::new(connection)) };
+    guarded(
+        || run(hook),
+        || {
+            warn("peltast: a hook of the module panicked");
+            guarded(|| run(ConnectionState::on_panic), || Next::Close(Reason::InternalError))
+        },
+    )
+}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_network_filter_config_new(
+    _config: Handle,
+    name: Buffer,
+    config: Buffer,
+) -> *const c_void {
+    // SAFETY: Envoy's bytes, during this call.
+    let (name, config) = unsafe { (name.bytes(), config.bytes()) };
+    match guarded(|| load(name, config), || Err("the module panicked".to_owned())) {
+        Ok(workload) => std::ptr::from_ref(workload).cast(),
+        Err(error) => {
+            warn(&format!("peltast: configuration refused: {error}"));
+            std::ptr::null()
+        }
+    }
+}
+
+#[no_mangle]
+extern "C" fn envoy_dynamic_module_on_network_filter_config_destroy(_config: *mut c_void) {}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_network_filter_new(
+    config: *const c_void,
+    _connection: Handle,
+) -> *mut c_void {
+    // SAFETY: made by `config_new`, of what lives for ever.
+    let workload = unsafe { &*config.cast::<Workload>() };
+    // Null closes the connection.
+    guarded(|| Box::into_raw(Box::new(ConnectionState::new(workload))).cast(), std::ptr::null_mut)
+}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_network_filter_destroy(filter: *mut c_void) {
+    // SAFETY: made by `filter_new`, destroyed once.
+    guarded(|| drop(unsafe { Box::from_raw(filter.cast::<ConnectionState>()) }), || {});
+}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_network_filter_new_connection(
+    connection: Handle,
+    filter: *mut c_void,
+) -> u32 {
+    // SAFETY: Envoy's handles.
+    match unsafe { decide(connection, filter, ConnectionState::on_new_connection) } {
+        Next::Continue => abi::CONNECTION_CONTINUE,
+        Next::Wait => abi::CONNECTION_STOP,
+        Next::Close(reason) => {
+            // SAFETY: Envoy's handle; the state is no longer borrowed.
+            unsafe { Connection::new(connection) }.close(reason.as_str());
+            abi::CONNECTION_STOP
+        }
+    }
+}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_network_filter_read(
+    _connection: Handle,
+    filter: *mut c_void,
+    _length: usize,
+    end_of_stream: bool,
+) -> u32 {
+    // SAFETY: made by `filter_new`, and not borrowed.
+    let state = unsafe { &mut *filter.cast::<ConnectionState>() };
+    if end_of_stream {
+        state.on_end(Side::Remote);
+    }
+    if state.is_allowed() {
+        abi::CONNECTION_CONTINUE
+    } else {
+        abi::CONNECTION_STOP
+    }
+}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_network_filter_write(
+    _connection: Handle,
+    filter: *mut c_void,
+    _length: usize,
+    end_of_stream: bool,
+) -> u32 {
+    if end_of_stream {
+        // SAFETY: made by `filter_new`, and not borrowed.
+        unsafe { &mut *filter.cast::<ConnectionState>() }.on_end(Side::Local);
+    }
+    abi::CONNECTION_CONTINUE
+}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_network_filter_event(connection: Handle, filter: *mut c_void, event: u32) {
+    let close = |side| {
+        // SAFETY: Envoy's own handle; the state is made by `filter_new`, and not borrowed.
+        let close = || unsafe { (*filter.cast::<ConnectionState>()).on_close(&Connection::new(connection), side) };
+        guarded(close, || warn("peltast: a hook of the module panicked"));
+    };
+    match event {
+        // SAFETY: Envoy's handles.
+        abi::EVENT_CONNECTED => unsafe { on_connected(connection, filter) },
+        abi::EVENT_REMOTE_CLOSE => close(Side::Remote),
+        abi::EVENT_LOCAL_CLOSE => close(Side::Local),
+        _ => {}
+    }
+}
+
+/// Decides a connection whose handshake is over.
+///
+/// # Safety
+/// See [`decide`].
+unsafe fn on_connected(connection: Handle, filter: *mut c_void) {
+    // SAFETY: the caller vouches.
+    let next = unsafe { decide(connection, filter, ConnectionState::decide) };
+    // SAFETY: Envoy's handle; the state is no longer borrowed.
+    let connection = unsafe { Connection::new(connection) };
+    match next {
+        Next::Continue => connection.continue_reading(),
+        Next::Close(reason) => connection.close(reason.as_str()),
+        Next::Wait => {}
+    }
+}
