@@ -11,8 +11,8 @@ use crate::document::{Condition, OnError, Rule, Tier};
 use crate::pattern::Pattern;
 use crate::program::Program;
 use crate::rego::{Rego, Ruling};
-use crate::request::Request;
-use crate::token::{bearer, Token, TokenCache};
+use crate::request::{Headers, Http, Request};
+use crate::token::{Token, TokenCache, VerifiedHeaders};
 use crate::{path, Hash, KeySets};
 
 /// Bytes of cached decisions that one worker keeps.
@@ -93,12 +93,18 @@ impl Decider {
         let token = match self.authenticate(program, keys, request, now) {
             Ok(token) => token,
             Err(reason) => {
-                let decision = Arc::new(Decision::without_policy(Effect::Deny, reason, program.hash));
+                let decision = Arc::new(Decision::unauthenticated(reason, &program.principal, program.hash));
                 return Verdict::Decided(Answer { decision, cached: false, token: None });
             }
         };
+        let verified = VerifiedHeaders {
+            headers: request.http.headers,
+            reserved: program.authentication.reserved(),
+            outputs: token.as_deref().map_or(&[], |token| &token.outputs),
+        };
+        let headers: &dyn Headers = if verified.reserved.is_empty() { request.http.headers } else { &verified };
         let facts = Facts {
-            request,
+            request: &Request { http: Http { headers, ..request.http }, ..*request },
             path: path::normalize(request.http.path),
             token: token.as_deref(),
             destination_port: program.application_port(request.connection.destination_port),
@@ -137,10 +143,11 @@ impl Decider {
         if program.authentication.is_empty() {
             return Ok(None);
         }
-        let Some(header) = request.http.headers.get("authorization") else { return Ok(None) };
-        let Some(text) = bearer(&header) else { return Ok(None) };
-        let rules = (program.hash, &program.authentication[..]);
-        self.tokens.get(text, rules, keys, (now / 1000) as i64).map(Some)
+        match program.authentication.find(request.http.headers, request.http.path)? {
+            Some(found) => self.tokens.get(&found, program, keys, (now / 1000) as i64).map(Some),
+            None if program.authentication.required() => Err(Reason::TokenRequired),
+            None => Ok(None),
+        }
     }
 
     fn evaluate<'p>(&mut self, program: &'p Arc<Program>, facts: &Facts<'_>) -> Outcome<'p> {
@@ -229,7 +236,8 @@ impl State {
             Ok(Ruling { allowed: false, status, headers, body }) => {
                 let decision = decided(Effect::Deny, Reason::RegoDenied);
                 let status = status.unwrap_or(decision.status);
-                Some(Decision { status, headers, body, lifetime: self.lifetime, ..decision })
+                let denied = Decision { status, headers, body, lifetime: self.lifetime, ..decision };
+                Some(denied.challenged(&program.principal))
             }
             Err(failure) => {
                 self.lifetime = Lifetime::Once;

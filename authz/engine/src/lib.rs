@@ -33,7 +33,7 @@ pub use decide::{Answer, Decider, Question, Verdict};
 pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Reason, Source};
 pub use program::{LoadError, Program};
 pub use rego::RegoError;
-pub use request::{Connection, HeaderList, Headers, Http, Request};
+pub use request::{Connection, EditRequest, HeaderList, Headers, Http, Request};
 pub use token::keys::KeySets;
 
 /// SHA-256 of the bytes that something was loaded from: a program, key sets.

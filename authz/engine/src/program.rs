@@ -1,11 +1,14 @@
 //! A program: the policies that apply to one workload, loaded and ready to be decided by.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::attribute::Attribute;
-use crate::document::{Action, Authentication, Document, Policy, Rule, Tier, SCHEMA};
+use crate::document::{Action, Document, Policy, Rule, Tier, SCHEMA};
 use crate::rego::{Rego, RegoError};
+use crate::request::EditRequest;
+use crate::token::{Token, TokenRules};
 use crate::Hash;
 
 /// Why a program cannot be loaded.
@@ -39,7 +42,7 @@ pub enum LoadError {
 pub struct Program {
     pub(crate) hash: Hash,
     pub(crate) principal: String,
-    pub(crate) authentication: Vec<Authentication>,
+    pub(crate) authentication: TokenRules,
     pub(crate) custom: Vec<Custom>,
     pub(crate) deny: Vec<Policy>,
     pub(crate) allow: Vec<Policy>,
@@ -87,7 +90,7 @@ impl Program {
         Ok(Self {
             hash,
             principal: document.workload.principal,
-            authentication: document.authentication,
+            authentication: TokenRules::new(document.authentication),
             custom,
             deny,
             allow,
@@ -115,6 +118,17 @@ impl Program {
     /// Port of the application behind the port that a peer connected to.
     pub fn application_port(&self, port: u16) -> u16 {
         self.ports.get(&port).copied().unwrap_or(port)
+    }
+
+    /// Readies a request with this verified token, or without one, for the application, before policies' own
+    /// operations: takes tokens off that are not to be forwarded, and sets the headers that only tokens may set.
+    pub fn edit(&self, token: Option<&Token>, request: &mut impl EditRequest) {
+        self.authentication.edit(token, request);
+    }
+
+    /// `path_and_query` as it may be recorded: without tokens in its query.
+    pub fn path_without_tokens<'p>(&self, path_and_query: &'p [u8]) -> Cow<'p, [u8]> {
+        self.authentication.without_tokens(path_and_query)
     }
 
     /// The Rego policies and where each is evaluated.

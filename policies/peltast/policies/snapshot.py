@@ -12,10 +12,11 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
+from peltast.policies.kinds.authentication import PeerAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.registry import read_resource
 from peltast.policies.kinds.rego import RegoPolicySpec
+from peltast.policies.kinds.request_authentication import RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Resource, Spec
 from peltast.policies.kinds.workload import (
     ServicePort,

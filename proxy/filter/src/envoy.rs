@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
 
-use peltast_engine::Headers;
+use peltast_engine::{request, EditRequest, Headers};
 
 use crate::abi::{self, Buffer, BytesInfo, Handle, Header, TimingInfo};
 
@@ -187,7 +187,7 @@ impl Headers for Stream {
         let first = values.next()?;
         let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
         let all: Vec<&[u8]> = [first, second].into_iter().chain(values).collect();
-        Some(Cow::Owned(all.join(&b',')))
+        Some(Cow::Owned(all.join(request::separator(name))))
     }
 
     fn any(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
@@ -196,6 +196,20 @@ impl Headers for Stream {
 
     fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8])) {
         self.headers().for_each(|(name, value)| visit(name, value));
+    }
+}
+
+impl EditRequest for Stream {
+    fn headers(&self) -> &dyn Headers {
+        self
+    }
+
+    fn path(&self) -> &[u8] {
+        self.header(":path").unwrap_or_default()
+    }
+
+    fn set(&mut self, name: &str, value: &[u8]) {
+        self.set_request_header(name, value);
     }
 }
 

@@ -264,7 +264,7 @@ impl StreamState {
         fields.optional(Field::TokenSubject, outcome.issuer_and_subject.map(|(_, subject)| subject));
         fields.optional(Field::Method, stream.header(":method"));
         fields.optional(Field::Host, stream.header(":authority"));
-        fields.optional(Field::Path, stream.header(":path"));
+        fields.optional(Field::Path, stream.header(":path").map(|path| self.program.path_without_tokens(path)));
         fields.optional(Field::RequestId, stream.header("x-request-id"));
         fields.optional(Field::TraceParent, stream.header("traceparent"));
         fields.bytes(Field::Effect, if decision.effect == Effect::Allow { b"allow" } else { b"deny" });
@@ -287,9 +287,7 @@ impl StreamState {
             return Next::Deny(Arc::clone(decision));
         }
         forward_decided_path(stream);
-        if answer.token.as_ref().is_some_and(|token| !token.forward) {
-            stream.set_request_header("authorization", b"");
-        }
+        self.program.edit(answer.token.as_deref(), stream);
         for name in &decision.headers.request_remove {
             stream.set_request_header(name, b"");
         }
