@@ -36,8 +36,9 @@ Matcher = Callable[[str], Json | str]
 
 @dataclass(frozen=True)
 class KeySource:
-    """Where a key set is fetched from, and how long that may take."""
+    """Where an issuer's keys are fetched from, and how long that may take."""
 
+    issuer: str
     uri: str
     timeout: timedelta
 
@@ -113,7 +114,7 @@ def key_set(rule: JwtRule, fetched: Mapping[KeySource, Json]) -> Json | None:
 
 def key_source(rule: JwtRule) -> KeySource | None:
     """Where the keys of a rule are fetched from; none where they are inline."""
-    return KeySource(rule.jwks_uri, rule.fetch_timeout) if rule.jwks_uri is not None else None
+    return KeySource(rule.issuer, rule.jwks_uri, rule.fetch_timeout) if rule.jwks_uri is not None else None
 
 
 def authentication(rule: JwtRule, keys: str, *, require: bool) -> Json:

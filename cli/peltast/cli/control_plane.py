@@ -22,7 +22,8 @@ from peltast.authz.check.grpc import NAME as AUTHORIZATION
 from peltast.authz.check.grpc import authorization_methods
 from peltast.authz.check.http import serve_http
 from peltast.authz.check.service import CheckService
-from peltast.authz.revision import compile_revision
+from peltast.authz.key_fetcher import KeyFetcher, KeyStatus
+from peltast.authz.revision import Revision, compile_revision
 from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.settings import LOOPBACK, ControlSettings
 from peltast.identity.acts import Act
@@ -32,6 +33,7 @@ from peltast.identity.ca.authority import issue
 from peltast.identity.ca.service import CertificateService
 from peltast.identity.ca.store import load_or_create
 from peltast.identity.certificates import pem, spiffe_id_of
+from peltast.identity.files import write_private
 from peltast.identity.rpc import (
     caller,
     channel_credentials,
@@ -42,7 +44,7 @@ from peltast.identity.rpc import (
 )
 from peltast.identity.svid import Svid, new_key_and_csr, rotation_time, save_svid
 from peltast.policies.problems import InvalidConfiguration
-from peltast.policies.snapshot import Snapshot, load
+from peltast.policies.snapshot import load
 from peltast.policies.sources.folder import Files, watch_folder
 from peltast.proxy.xds.compile import Surroundings
 from peltast.proxy.xds.discovery import DiscoveryService, ProxyStatus
@@ -68,7 +70,7 @@ class ControlPlane:
         self._shipper = Shipper(spool, SPOOL_BYTES, self._collector_channel)
         self._acts = ActLog(spool, str(self._principal))
         self._tokens = JoinTokens()
-        self._snapshot: Snapshot | None = None
+        self._revision: Revision | None = None
         self._check = CheckService()
         self._discovery = DiscoveryService(self._surroundings, self._report_status)
         self._certificates = CertificateService(self._authority, self._tokens, self._is_registered, self._acts.report)
@@ -92,30 +94,62 @@ class ControlPlane:
 
     async def _follow_configuration(self) -> None:
         number = 0
-        async with RegoAdmission() as admission:
+        async with RegoAdmission() as admission, self._key_fetcher() as keys:
             async for files in watch_folder(self._configuration):
                 number += 1
                 try:
-                    await self._take(files, number, admission)
+                    await self._take(files, number, admission, keys)
                 except InvalidConfiguration as invalid:
                     self._note(Act("", "configuration.refuse", str(number), allowed=False, detail=str(invalid)))
 
-    async def _take(self, files: Files | InvalidConfiguration, number: int, admission: RegoAdmission) -> None:
+    async def _take(
+        self, files: Files | InvalidConfiguration, number: int, admission: RegoAdmission, keys: KeyFetcher
+    ) -> None:
         """Puts a configuration in force, if all of it is sound; else the last good one stays."""
         if isinstance(files, InvalidConfiguration):
             raise files
         snapshot = load(files, self._settings.trust_domain, number)
-        if self._snapshot is not None and snapshot.version == self._snapshot.version:
+        if self._revision is not None and snapshot.version == self._revision.snapshot.version:
             return
         revision = compile_revision(snapshot)
         await admission.check(revision)
-        self._snapshot = snapshot
-        self._check.take(revision)
-        self._discovery.take(revision)
+        await keys.follow(revision.key_sources)
+        self._put_in_force(revision.with_keys(keys.in_force()))
         self._note(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
 
+    def _put_in_force(self, revision: Revision) -> None:
+        self._revision = revision
+        self._check.take(revision)
+        self._discovery.take(revision)
+
+    def _key_fetcher(self) -> KeyFetcher:
+        file = self._settings.state / "control" / "jwks.json"
+
+        def changed() -> None:
+            if self._revision is not None:
+                self._put_in_force(self._revision.with_keys(fetcher.in_force()))
+
+        fetcher = KeyFetcher(
+            kept=file.read_bytes() if file.exists() else b"[]",
+            changed=changed,
+            report=self._report_keys,
+            save=lambda dumped: self._keep_keys(file, dumped),
+        )
+        return fetcher
+
+    def _keep_keys(self, file: Path, dumped: bytes) -> None:
+        try:
+            write_private(file, dumped)
+        except OSError as error:
+            log.exception("fetched keys not kept", error=str(error))
+
+    def _report_keys(self, status: KeyStatus) -> None:
+        action = "keys.take" if status.error is None else "keys.refuse"
+        subject = f"{status.source.issuer} {status.source.uri}"
+        self._note(Act("", action, subject, allowed=status.error is None, detail=status.error or ""))
+
     def _is_registered(self, spiffe_id: SpiffeId) -> bool:
-        workloads = self._snapshot.workloads.values() if self._snapshot else ()
+        workloads = self._revision.snapshot.workloads.values() if self._revision else ()
         collector = self._settings.control_principal("collector")
         return str(spiffe_id) == collector or any(workload.principal == str(spiffe_id) for workload in workloads)
 

@@ -11,6 +11,9 @@ use crate::Hash;
 /// RSA keys below this many bits are refused (RFC 7518 section 3.3).
 const MIN_RSA_BITS: usize = 2048;
 
+/// Keys that a set may have.
+const MAX_KEYS: usize = 100;
+
 /// ring verifies by no larger ones.
 const MAX_RSA_BITS: usize = 8192;
 
@@ -159,6 +162,14 @@ pub enum KeySetsError {
         /// The id.
         kid: String,
     },
+    /// A token that names no key would be checked by too many.
+    #[error("key set {set:?}: {count} keys are given, at most {MAX_KEYS} are expected")]
+    TooManyKeys {
+        /// Name of the key set.
+        set: String,
+        /// How many keys it has.
+        count: usize,
+    },
     /// Nothing in a set could verify a token.
     #[error("key set {set:?} has no RSA, P-256, P-384 or Ed25519 key for signatures")]
     NoUsableKey {
@@ -225,6 +236,9 @@ impl Jwk {
 }
 
 fn read_set(name: &str, jwks: Jwks) -> Result<Vec<Key>, KeySetsError> {
+    if jwks.keys.len() > MAX_KEYS {
+        return Err(KeySetsError::TooManyKeys { set: name.to_owned(), count: jwks.keys.len() });
+    }
     let mut keys: Vec<Key> = Vec::new();
     for (index, jwk) in jwks.keys.iter().enumerate() {
         let bad = |reason| KeySetsError::BadKey { set: name.to_owned(), index, reason };
@@ -345,6 +359,8 @@ mod tests {
             ("a curve of another type", json!([point("EC", "Ed25519", 32), good()]), Ok(1)),
             ("a short coordinate", one(with(good(), "x", json!("AAAA"))), Err("32 bytes")),
             ("no coordinate", one(with(good(), "y", Value::Null)), Err("base64url")),
+            ("100 keys", Value::Array(vec![with(good(), "kid", Value::Null); 100]), Ok(100)),
+            ("101 keys", Value::Array(vec![with(good(), "kid", Value::Null); 101]), Err("at most 100")),
             ("no keys", json!([]), Err("no RSA, P-256, P-384 or Ed25519 key")),
             ("a key that is none", json!([1]), Err("invalid type")),
         ];
