@@ -158,7 +158,7 @@ def generated(issuer: Issuer, seed: int) -> list[Case]:
         issuer.token("ES256", groups="writers"),
         issuer.token(iss="https://three.example", groups=["writers"]),
         issuer.token(groups=["readers"]),
-        issuer.token(exp=int(time.time()) - 10),
+        issuer.token(exp=int(time.time()) - 3600),
         issuer.token(aud="elsewhere", groups=["writers"]),
         Issuer(issuer.name).token(groups=["writers"]),
         Issuer("https://two.example").token(),

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 
+use super::outputs::is_reserved;
 use super::places::{without_parameter, Place};
 use super::Token;
 use crate::decision::Reason;
@@ -32,13 +33,7 @@ impl TokenRules {
                 places.push(place.clone());
             }
         }
-        let claims =
-            |rule: &Authentication| rule.output_claim_to_headers.iter().map(|output| output.header.clone()).collect();
-        let reserved: BTreeSet<Box<str>> = rules
-            .iter()
-            .flat_map(|rule| -> Vec<_> { claims(rule) })
-            .chain(rules.iter().filter_map(|rule| rule.output_payload_to_header.clone()))
-            .collect();
+        let reserved: BTreeSet<Box<str>> = rules.iter().flat_map(output_headers).cloned().collect();
         let required = rules.iter().any(|rule| rule.require);
         Self { rules, places, reserved: reserved.into_iter().collect(), required }
     }
@@ -92,14 +87,25 @@ impl TokenRules {
                 }
             }
         }
-        for name in &self.reserved {
-            if request.headers().any(name, &mut |_| true) {
-                request.set(name, b"");
-            }
+        for name in self.claimed_by_caller(request.headers()) {
+            request.set(&name, b"");
         }
         for (name, value) in token.into_iter().flat_map(|token| &token.outputs) {
             request.set(name, value.as_bytes());
         }
+    }
+
+    /// The headers of a request that only tokens may set.
+    fn claimed_by_caller(&self, headers: &dyn Headers) -> BTreeSet<String> {
+        let mut claimed = BTreeSet::new();
+        if !self.reserved.is_empty() {
+            headers.visit(&mut |name, _| {
+                if is_reserved(&self.reserved, name) {
+                    claimed.insert(String::from_utf8_lossy(name).into_owned());
+                }
+            });
+        }
+        claimed
     }
 
     /// `path_and_query` as it may be written down: without tokens.
@@ -112,4 +118,9 @@ impl TokenRules {
         }
         left
     }
+}
+
+/// The headers that a rule's tokens set.
+fn output_headers(rule: &Authentication) -> impl Iterator<Item = &Box<str>> {
+    rule.output_payload_to_header.iter().chain(rule.output_claim_to_headers.iter().map(|output| &output.header))
 }
