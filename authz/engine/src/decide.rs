@@ -11,7 +11,7 @@ use crate::document::{Condition, OnError, Rule, Tier};
 use crate::pattern::Pattern;
 use crate::program::Program;
 use crate::rego::{Rego, Ruling};
-use crate::request::{Headers, Http, Request};
+use crate::request::{Http, Request};
 use crate::token::{Token, TokenCache, VerifiedHeaders};
 use crate::{path, Hash, KeySets};
 
@@ -97,14 +97,16 @@ impl Decider {
                 return Verdict::Decided(Answer { decision, cached: false, token: None });
             }
         };
-        let verified = VerifiedHeaders {
-            headers: request.http.headers,
-            reserved: program.authentication.reserved(),
-            outputs: token.as_deref().map_or(&[], |token| &token.outputs),
+        let (verified, as_forwarded);
+        let request = if program.authentication.reserved().is_empty() {
+            request
+        } else {
+            verified = VerifiedHeaders::new(request.http.headers, &program.authentication, token.as_deref());
+            as_forwarded = Request { http: Http { headers: &verified, ..request.http }, ..*request };
+            &as_forwarded
         };
-        let headers: &dyn Headers = if verified.reserved.is_empty() { request.http.headers } else { &verified };
         let facts = Facts {
-            request: &Request { http: Http { headers, ..request.http }, ..*request },
+            request,
             path: path::normalize(request.http.path),
             token: token.as_deref(),
             destination_port: program.application_port(request.connection.destination_port),

@@ -116,7 +116,6 @@ class KeyFetcher:
             keys = read_key_set(answer.body)
         except (ValueError, TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
             reason = str(error) or type(error).__name__
-            log.warning("keys not fetched", issuer=source.issuer, uri=source.uri, error=reason)
             state = self._states[source] = before.failed(reason, datetime.now(UTC), spread)
             if before.error != state.error:
                 self._report(KeyStatus(source, state.error))

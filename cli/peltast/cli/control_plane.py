@@ -144,9 +144,10 @@ class ControlPlane:
             log.exception("fetched keys not kept", error=str(error))
 
     def _report_keys(self, status: KeyStatus) -> None:
-        action = "keys.take" if status.error is None else "keys.refuse"
-        subject = f"{status.source.issuer} {status.source.uri}"
-        self._note(Act("", action, subject, allowed=status.error is None, detail=status.error or ""))
+        source, error = status.source, status.error
+        log.info("keys fetched" if error is None else "keys refused", issuer=source.issuer, uri=source.uri, error=error)
+        action = "keys.take" if error is None else "keys.refuse"
+        self._note(Act("", action, f"{source.issuer} {source.uri}", allowed=error is None, detail=error or ""))
 
     def _is_registered(self, spiffe_id: SpiffeId) -> bool:
         workloads = self._revision.snapshot.workloads.values() if self._revision else ()

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::{Map, Value};
 
+use super::{Token, TokenRules};
 use crate::document::{Authentication, ClaimHeader};
 use crate::request::Headers;
 
@@ -46,10 +47,10 @@ fn is_field_value(text: &str) -> bool {
 /// A request's headers as the application will get them: those that only tokens may set are as the token sets them,
 /// whatever the caller sent.
 pub(crate) struct VerifiedHeaders<'a> {
-    pub(crate) headers: &'a dyn Headers,
+    headers: &'a dyn Headers,
     /// The headers that only tokens may set.
-    pub(crate) reserved: &'a [Box<str>],
-    pub(crate) outputs: &'a [Output],
+    reserved: &'a [Box<str>],
+    outputs: &'a [Output],
 }
 
 /// Whether the header `name` is one of `reserved`. To many applications (CGI, WSGI) `_` and `-` are the same there.
@@ -58,7 +59,11 @@ pub(super) fn is_reserved(reserved: &[Box<str>], name: &[u8]) -> bool {
     reserved.iter().any(|own| own.len() == name.len() && own.bytes().zip(name).all(|(a, &b)| same(a, b)))
 }
 
-impl VerifiedHeaders<'_> {
+impl<'a> VerifiedHeaders<'a> {
+    pub(crate) fn new(headers: &'a dyn Headers, rules: &'a TokenRules, token: Option<&'a Token>) -> Self {
+        Self { headers, reserved: rules.reserved(), outputs: token.map_or(&[], |token| &token.outputs) }
+    }
+
     fn is_reserved(&self, name: &[u8]) -> bool {
         is_reserved(self.reserved, name)
     }
