@@ -28,8 +28,8 @@ spec:
 """
 
 
-async def with_token(token: str, place: str = "x-jwt", **headers: str) -> Response:
-    return await ask(CLIENT, EGRESS_PORT, "GET", "/open", {place: token, **headers})
+async def with_token(token: str, **headers: str) -> Response:
+    return await ask(CLIENT, EGRESS_PORT, "GET", "/open", {"x-jwt": token, **headers})
 
 
 async def test_fetched_keys_verify_tokens_and_new_ones_empty_no_cache(
@@ -49,7 +49,8 @@ async def test_fetched_keys_verify_tokens_and_new_ones_empty_no_cache(
             seen = allowed.json()["headers"]
             assert seen["x-user"] == "ada"
             assert "x-jwt" not in seen
-            refused = await with_token(stranger.token(), "authorization", authorization=f"Bearer {stranger.token()}")
+            in_query = f"/open?a=b&access_token={stranger.token()}"
+            refused = await ask(CLIENT, EGRESS_PORT, "GET", in_query)
             assert refused.status == 401
             assert 'error="invalid_token"' in refused.headers["www-authenticate"]
             missing = await ask(CLIENT, EGRESS_PORT, "GET", "/open")
@@ -72,6 +73,7 @@ async def test_fetched_keys_verify_tokens_and_new_ones_empty_no_cache(
             assert [row["decided_by"] for row in verified[:2]] == ["engine", "cache"], "new keys empty no cache"
             assert len({row["keys"] for row in verified}) == 2
             assert len({row["program"] for row in rows}) == 1
+            assert await eventually(lambda: recorded_paths(mesh), "both witnesses of a path") == {"/open?a=b"}
             assert await acts(mesh, "keys.take", good.uri) == ["", ""]
             (why,) = await acts(mesh, "keys.refuse", bad.uri)
             assert "CERTIFICATE_VERIFY_FAILED" in why
@@ -82,6 +84,14 @@ async def decisions(mesh: RunningMesh, expected: int) -> list[Any] | None:
     rows = await connection.fetch("SELECT * FROM records WHERE kind = 'decision' ORDER BY spool_id, sequence")
     await connection.close()
     return rows if len(rows) >= expected else None
+
+
+async def recorded_paths(mesh: RunningMesh) -> set[str] | None:
+    """The paths with a query, as both sidecars recorded them; none before both have."""
+    connection = await mesh.connect()
+    rows = await connection.fetch("SELECT kind, path FROM records WHERE path LIKE '%?%'")
+    await connection.close()
+    return {row["path"] for row in rows} if {"decision", "outbound"} <= {row["kind"] for row in rows} else None
 
 
 async def acts(mesh: RunningMesh, action: str, uri: str) -> list[str]:

@@ -27,6 +27,10 @@ pub(crate) struct Edit<'p> {
 }
 
 impl Place {
+    pub(super) fn is_header(&self) -> bool {
+        matches!(self, Self::Header { .. })
+    }
+
     /// Calls `visit` with every token that is here.
     pub(super) fn visit<'r>(&self, headers: &'r dyn Headers, path: &'r [u8], visit: &mut dyn FnMut(Cow<'r, [u8]>)) {
         match self {

@@ -80,14 +80,17 @@ impl TokenRules {
     /// Readies a request with `token` for the application: the token is taken off wherever it stands unless its rule
     /// forwards it, and the headers that only tokens may set are as this one sets them.
     pub(crate) fn edit(&self, token: Option<&Token>, request: &mut impl EditRequest) {
+        let claimed = self.claimed_by_caller(request.headers());
         if token.is_some_and(|token| !token.forward) {
-            for place in &self.places {
+            // Headers come last: after a change all headers are read from Envoy anew, and it is there that tokens stand.
+            let others = self.places.iter().filter(|place| !place.is_header());
+            for place in others.chain(self.places.iter().filter(|place| place.is_header())) {
                 if let Some(edit) = place.strip(request.headers(), request.path()) {
                     request.set(edit.name, &edit.value);
                 }
             }
         }
-        for name in self.claimed_by_caller(request.headers()) {
+        for name in claimed {
             request.set(&name, b"");
         }
         for (name, value) in token.into_iter().flat_map(|token| &token.outputs) {

@@ -29,7 +29,12 @@ _FRAMING = {
 }
 """Headers that belong to the connection, and not to who sends a request."""
 
-HeaderName = Annotated[str, Field(pattern=r"^[-_A-Za-z0-9]{1,256}$")]
+Token = Annotated[str, Field(pattern=r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,256}$")]
+"""What headers and cookies may be called (RFC 9110 section 5.6.2, RFC 6265 section 4.1.1)."""
+
+OutputHeader = Annotated[str, Field(pattern=r"^[-_A-Za-z0-9]{1,256}$")]
+"""As Istio has it."""
+
 Name = Annotated[str, Field(min_length=1, max_length=256)]
 Finding = tuple[FieldPath, str, str]
 
@@ -37,7 +42,7 @@ Finding = tuple[FieldPath, str, str]
 class JwtHeader(Model):
     """A header that tokens are taken from."""
 
-    name: HeaderName
+    name: Token
     prefix: Annotated[str, Field(pattern=r"^[!-+\--~ ]{0,256}$")] = ""
     """What stands before the token: visible characters but commas, which stand between values."""
 
@@ -45,7 +50,7 @@ class JwtHeader(Model):
 class ClaimToHeader(Model):
     """A header that tells the application a claim."""
 
-    header: HeaderName
+    header: OutputHeader
     claim: Name
 
 
@@ -61,9 +66,9 @@ class JwtRule(Model):
     timeout: DurationText | None = None
     from_headers: list[JwtHeader] = []
     from_params: list[Name] = []
-    from_cookies: list[HeaderName] = []
+    from_cookies: list[Token] = []
     forward_original_token: bool = False
-    output_payload_to_header: HeaderName | None = None
+    output_payload_to_header: OutputHeader | None = None
     output_claim_to_headers: list[ClaimToHeader] = []
     space_delimited_claims: list[Name] = []
     allow_missing_expiry: bool = False
