@@ -193,8 +193,29 @@ async def test_keys_are_fetched_and_failures_leave_the_last_good_ones() -> None:
             server.answer = http(JWKS)
             await eventually(lambda: statuses[-1].error is None, "asked again, and answered")
 
+        server.answer = http(b"", "500 Oh")
+        patient = server.source(timeout=timedelta(seconds=6))
+        await fetcher.follow(frozenset({patient}))
+        assert fetcher.in_force() == {patient: KEYS}, "another timeout is no other key set"
+
         await fetcher.follow(frozenset())
         assert fetcher.in_force() == {}
+
+
+async def test_the_last_good_keys_are_dropped_when_their_day_is_over() -> None:
+    statuses: list[KeyStatus] = []
+    async with Server() as server:
+        server.answer = http(b"", "500 Oh")
+        source = server.source()
+        fetched = datetime.now(UTC) - MAX_AGE + timedelta(seconds=0.5)
+        kept = dump({source: FetchedKeys(NOW, KEYS, fetched)})
+        changes: list[int] = []
+        async with KeyFetcher(kept=kept, changed=lambda: changes.append(1), report=statuses.append) as fetcher:
+            await fetcher.follow(frozenset({source}))
+            assert (fetcher.in_force(), changes) == ({source: KEYS}, [])
+            await eventually(lambda: changes, "their day is over")
+            assert fetcher.in_force() == {}
+            assert "24 h old, and are dropped; the server answers 500" in str(statuses[-1].error)
 
 
 @pytest.mark.parametrize(

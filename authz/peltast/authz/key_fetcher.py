@@ -7,7 +7,7 @@ import random
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -54,6 +54,7 @@ class KeyFetcher:
         self._changed, self._report, self._save = changed, report, save
         self._kept = self._restored(kept)
         self._states: dict[KeySource, FetchedKeys] = {}
+        self._told: dict[KeySource, tuple[Json | None, str | None]] = {}
         self._tasks: dict[KeySource, asyncio.Task[None]] = {}
         self._turns = asyncio.Semaphore(_AT_A_TIME)
         self._open = AsyncExitStack()
@@ -86,46 +87,58 @@ class KeyFetcher:
 
     def _start(self, source: KeySource) -> asyncio.Future[None]:
         first = asyncio.get_running_loop().create_future()
-        kept = self._kept.pop((source.issuer, source.uri), None)
-        self._states[source] = kept or FetchedKeys(datetime.now(UTC))
+        now = datetime.now(UTC)
+        state = self._states[source] = replace(self._known(source) or FetchedKeys(now), next_fetch=now)
+        self._told[source] = state.in_force(now), state.error
         self._tasks[source] = self._group.create_task(self._keep_fresh(source, first))
         return first
+
+    def _known(self, source: KeySource) -> FetchedKeys | None:
+        """What is known from before a restart, or a change of the rule's timeout."""
+        same = (
+            state for other, state in self._states.items() if (other.issuer, other.uri) == (source.issuer, source.uri)
+        )
+        return next(same, None) or self._kept.pop((source.issuer, source.uri), None)
 
     def _drop(self, sources: Iterable[KeySource]) -> None:
         for source in list(sources):
             self._tasks.pop(source).cancel()
-            del self._states[source]
+            del self._states[source], self._told[source]
 
     async def _keep_fresh(self, source: KeySource, first: asyncio.Future[None]) -> None:
         while True:
-            state = self._states[source]
-            now = datetime.now(UTC)
+            state, now = self._states[source], datetime.now(UTC)
             await asyncio.sleep((state.wake(now) - now).total_seconds())
             if state.next_fetch <= datetime.now(UTC):
-                await self._fetch(source)
-            else:
-                self._report(KeyStatus(source, f"the last good keys are {MAX_AGE} old, and are dropped"))
-                self._changed()
+                self._states[source] = await self._fetch(source, state)
+            self._tell(source)
             if not first.done():
                 first.set_result(None)
 
-    async def _fetch(self, source: KeySource) -> None:
-        before, spread = self._states[source], random.random()  # noqa: S311 - spreads load, hides nothing
+    def _tell(self, source: KeySource) -> None:
+        """Tells what is otherwise than it was told last: other keys, none any more, another failure."""
+        state = self._states[source]
+        keys, error = state.in_force(datetime.now(UTC)), state.error
+        told_keys, told_error = self._told[source]
+        if (keys, error) == (told_keys, told_error):
+            return
+        self._told[source] = keys, error
+        if keys is None and told_keys is not None:
+            error = f"the last good keys are {MAX_AGE.total_seconds() / 3600:.0f} h old, and are dropped; {error}"
+        self._report(KeyStatus(source, error))
+        if keys != told_keys:
+            self._changed()
+
+    async def _fetch(self, source: KeySource, before: FetchedKeys) -> FetchedKeys:
+        spread = random.random()  # noqa: S311 - spreads load, hides nothing
         try:
             answer = await self._ask(source)
             keys = read_key_set(answer.body)
         except (ValueError, TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
-            reason = str(error) or type(error).__name__
-            state = self._states[source] = before.failed(reason, datetime.now(UTC), spread)
-            if before.error != state.error:
-                self._report(KeyStatus(source, state.error))
-            return
-        now = datetime.now(UTC)
-        self._states[source] = before.succeeded(keys, answer.lifetime, now, spread)
-        self._save(dump(self._states))
-        if keys != before.in_force(now) or before.error is not None:
-            self._report(KeyStatus(source, None))
-            self._changed()
+            return before.failed(str(error) or type(error).__name__, datetime.now(UTC), spread)
+        state = before.succeeded(keys, answer.lifetime, datetime.now(UTC), spread)
+        self._save(dump({**self._states, source: state}))
+        return state
 
     async def _ask(self, source: KeySource) -> Answer:
         """One attempt.
