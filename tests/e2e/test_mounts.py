@@ -69,9 +69,9 @@ HEADERS = [
     {"x-tenant": "green"},
     {"x-tenant": "blue-1", "x-debug": "1"},
     {"x-tenant": ""},
-    {"x-user": "root", "cookie": "a=b"},
+    {"x-user": "root", "x_user": "root", "cookie": "a=b"},
 ]
-OF_INTEREST = ("authorization", "cookie", "x-user", "x-payload", "x-region")
+OF_INTEREST = ("authorization", "cookie", "x-user", "x_user", "x-payload", "x-region")
 """Headers that tokens and policies change."""
 
 POLICIES = """
