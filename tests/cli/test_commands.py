@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.https import HttpsServer
+from support.issuer import Issuer
 from support.running import ALLOW, MESH, PELTAST
 
 GARBAGE = "a: b: c: {[}"
@@ -121,6 +124,38 @@ def test_decide_takes_a_connection_that_carries_no_http(folder: Path) -> None:
     answers = [json.loads(line) for line in result.stdout.splitlines()]
     assert [(answer["effect"], answer["policy"]) for answer in answers] == [("allow", "shop/office"), ("deny", None)]
     assert result.returncode == 0
+
+TOKENS = """
+---
+apiVersion: security.istio.io/v1
+kind: RequestAuthentication
+metadata: {name: tokens, namespace: shop}
+spec:
+  jwtRules:
+    - {issuer: https://one.example, jwksUri: "@ONE@"}
+    - {issuer: https://two.example, jwksUri: "@TWO@"}
+"""
+
+
+async def test_decide_fetches_keys_as_the_mesh_would(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = Issuer("https://one.example"), Issuer("https://two.example")
+    trusted, stranger = HttpsServer(tmp_path / "one", one.jwks()), HttpsServer(tmp_path / "two", two.jwks())
+    monkeypatch.setenv("SSL_CERT_FILE", str(trusted.authority))
+
+    def question(token: str) -> str:
+        http = {"method": "GET", "path": "/open", "host": "server", "headers": {"authorization": f"Bearer {token}"}}
+        client, server = ({"principal": f"spiffe://cluster.local/ns/shop/sa/{name}"} for name in ("client", "server"))
+        return json.dumps({"attributes": {"source": client, "destination": server, "request": {"http": http}}})
+
+    async with trusted, stranger:
+        (folder / "tokens.yaml").write_text(TOKENS.replace("@ONE@", trusted.uri).replace("@TWO@", stranger.uri))
+        given = "\n".join([question(one.token()), question(two.token())])
+        result = await asyncio.to_thread(peltast, "policy", "decide", "--config", str(folder), given=given)
+    reasons = [json.loads(line)["reason"] for line in result.stdout.splitlines()]
+    assert (result.returncode, reasons) == (0, ["allow_rule", "token_keys_unavailable"])
+    assert f"no keys of https://two.example from {stranger.uri}" in result.stderr
 
 
 def test_version_names_every_part() -> None:

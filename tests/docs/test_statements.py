@@ -77,7 +77,7 @@ def test_audit_md_has_every_act() -> None:
         (ROOT / file).read_text()
         for file in ("cli/peltast/cli/control_plane.py", "identity/peltast/identity/ca/service.py")
     )
-    declared = set(re.findall(r'"((?:svid|configuration|resource|token)\.(?!pem)\w+)"', source))
+    declared = set(re.findall(r'"((?:svid|configuration|resource|keys|token)\.(?!pem)\w+)"', source))
     told = {action for action, _ in rows(document("audit.md"), "| `handshake_failed`")}
     assert told == declared
 

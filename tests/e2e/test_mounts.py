@@ -13,11 +13,12 @@ from typing import Any
 from envoy.config.core.v3.address_pb2 import Address, SocketAddress
 from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
-from support.http import Connection
+from support.http import Connection, Response
 from support.issuer import Issuer
 from support.peer import context, svid_for
 from support.running import SERVER, SIDECAR_PORT, RunningMesh, eventually
 
+from peltast.authz._engine import Decision, normalize_path
 from peltast.authz.check.service import CheckService
 from peltast.authz.revision import compile_revision
 from peltast.policies.snapshot import load
@@ -58,9 +59,20 @@ PATHS = [
     "/rego/7/eu",
     "/tokens/x",
     "/tokens/lists",
+    "/tokens/ada",
+    "/tokens//ada?a=b",
     "/a/b/c/d.json",
 ]
-HEADERS = [{}, {"x-tenant": "blue"}, {"x-tenant": "green"}, {"x-tenant": "blue-1", "x-debug": "1"}, {"x-tenant": ""}]
+HEADERS = [
+    {},
+    {"x-tenant": "blue"},
+    {"x-tenant": "green"},
+    {"x-tenant": "blue-1", "x-debug": "1"},
+    {"x-tenant": ""},
+    {"x-user": "root", "x_user": "root", "cookie": "a=b"},
+]
+OF_INTEREST = ("authorization", "cookie", "x-user", "x_user", "x-payload", "x-region")
+"""Headers that tokens and policies change."""
 
 SHADOW = [
     "dry_run_deny",
@@ -78,7 +90,15 @@ kind: RequestAuthentication
 metadata: {name: tokens, namespace: shop}
 spec:
   jwtRules:
-    - {issuer: https://one.example, audiences: [shop], jwks: '@JWKS@', forwardOriginalToken: true}
+    - issuer: https://one.example
+      audiences: [shop]
+      jwks: '@JWKS@'
+      fromHeaders: [{name: Authorization, prefix: "Bearer "}]
+      fromCookies: [jwt]
+      fromParams: [access_token]
+      outputPayloadToHeader: x-payload
+      outputClaimToHeaders: [{header: x-user, claim: sub}]
+    - {issuer: https://three.example, jwks: '@JWKS@', forwardOriginalToken: true}
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -106,6 +126,8 @@ spec:
       when: [{key: "request.auth.claims[groups]", values: [writers]}]
     - from: [{source: {notRequestPrincipals: ["*"]}}]
       to: [{operation: {paths: ["/tokens/lists"], methods: [PUT]}}]
+    - to: [{operation: {paths: ["/tokens/ada"]}}]
+      when: [{key: "request.headers[x-user]", values: [ada]}]
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -166,8 +188,9 @@ def generated(issuer: Issuer, seed: int) -> list[Case]:
         "",
         issuer.token(groups=["writers", "readers"]),
         issuer.token("ES256", groups="writers"),
+        issuer.token(iss="https://three.example", groups=["writers"]),
         issuer.token(groups=["readers"]),
-        issuer.token(exp=int(time.time()) - 10),
+        issuer.token(exp=int(time.time()) - 3600),
         issuer.token(aud="elsewhere", groups=["writers"]),
         Issuer(issuer.name).token(groups=["writers"]),
         Issuer("https://two.example").token(),
@@ -177,10 +200,28 @@ def generated(issuer: Issuer, seed: int) -> list[Case]:
     for _ in range(REQUESTS):
         token = choose.choice(tokens)
         headers = {**choose.choice(HEADERS), "x-request-id": str(uuid.UUID(int=choose.getrandbits(128), version=4))}
-        if token:
-            headers["authorization"] = f"Bearer {token}"
-        cases.append(Case(choose.choice(PEERS), choose.choice(METHODS), choose.choice(PATHS), headers))
+        method, path = choose.choice(METHODS), choose.choice(PATHS)
+        for place in choose.choice(PLACES) if token else ():
+            path = put(place, token, headers, path)
+        cases.append(Case(choose.choice(PEERS), method, path, headers))
     return cases
+
+
+PLACES = [["header"], ["header"], ["header"], ["cookie"], ["parameter"], ["header", "parameter"], ["bad", "cookie"]]
+
+
+def put(place: str, token: str, headers: dict[str, str], path: str) -> str:
+    """Puts `token` into a place of a request, and gives its path then."""
+    match place:
+        case "header":
+            headers["authorization"] = f"Bearer {token}"
+        case "bad":
+            headers["authorization"] = "Bearer another"
+        case "cookie":
+            headers["cookie"] = f"jwt={token}; a=b"
+        case "parameter":
+            return f"{path}{'&' if '?' in path else '?'}access_token={token}"
+    return path
 
 
 async def test_generated_requests_are_decided_alike_in_both_mounts(folder: Path, state: Path, tmp_path: Path) -> None:
@@ -200,13 +241,33 @@ async def test_generated_requests_are_decided_alike_in_both_mounts(folder: Path,
         here = (effect, decision.status, decision.policy, decision.rule, decision.reason)
         shadow = tuple(decision.shadow.get(name) for name in SHADOW)
         assert recorded[request_id] == (*here, *shadow), case
-        assert answers[request_id] == decision.status, case
+        assert answers[request_id].status == decision.status, case
+        if decision.allowed:
+            assert seen_by_application(answers[request_id]) == wanted_by(decision, case), case
+        else:
+            challenge = dict(decision.response_headers_to_add).get("www-authenticate")
+            assert answers[request_id].headers.get("www-authenticate") == challenge, case
         outcomes[here] += 1
     assert len(outcomes) >= 12, f"the requests try few rules: {outcomes}"
 
 
-async def through_envoy(cases: list[Case], state: Path, folder: Path) -> dict[str, int]:
-    """The status of each request's answer, by its id."""
+def seen_by_application(response: Response) -> dict[str, str]:
+    """The path and the headers that changed on the way, as the application echoed them."""
+    echo = response.json()
+    headers = {name: value for name, value in echo["headers"].items() if name in OF_INTEREST}
+    return {":path": echo["path"], **headers}
+
+
+def wanted_by(decision: Decision, case: Case) -> dict[str, str]:
+    """The same, as the Python mount says that it should be."""
+    wanted = {":path": normalize_path(case.path.encode()).decode()}
+    wanted |= {name: value for name, value in case.headers.items() if name in OF_INTEREST}
+    wanted |= dict(decision.request_headers_to_set)
+    return {name: value for name, value in wanted.items() if name not in decision.request_headers_to_remove}
+
+
+async def through_envoy(cases: list[Case], state: Path, folder: Path) -> dict[str, Response]:
+    """Each request's answer, by its id."""
     answers = {}
     for number, peer in enumerate(PEERS):
         connection = await Connection.open(
@@ -215,7 +276,7 @@ async def through_envoy(cases: list[Case], state: Path, folder: Path) -> dict[st
         for case in cases:
             if case.peer == peer:
                 response = await connection.ask(case.method, case.path, case.headers)
-                answers[case.headers["x-request-id"]] = response.status
+                answers[case.headers["x-request-id"]] = response
         connection.close()
     return answers
 

@@ -34,6 +34,8 @@ RULE = "rules:\n- from:\n  - source:\n      "
 OPERATION = "rules:\n- to:\n  - operation:\n      "
 WHEN = "rules:\n- when:\n  - "
 PORTS = "selector: {a: b}\nports:\n- "
+JWT = "jwtRules:\n- issuer: a\n  jwks: '{}'\n  "
+URI = "jwtRules:\n- issuer: a\n  jwksUri: "
 REGO = "entrypoint: data.a.b\nmodule: package a\n"
 
 REFUSED = [
@@ -236,25 +238,44 @@ REFUSED = [
         "'' is given",
         "CIDR block",
     ),
-    ("RequestAuthentication", "jwtRules:\n- issuer: a", 1, "…jwtRules[0].jwks", "nothing is given", "required"),
+    ("RequestAuthentication", "jwtRules:\n- issuer: a", 1, "…[0].jwks", "neither jwks nor jwksUri", "one of them"),
     ("RequestAuthentication", "jwtRules:\n- issuer: a\n  jwks: '{'", 2, "…jwtRules[0].jwks", "not JSON", "JWK Set"),
     ("RequestAuthentication", "jwtRules:\n- issuer: ''\n  jwks: '{}'", 1, "…jwtRules[0].issuer", '"" is', "1 char"),
+    ("RequestAuthentication", JWT + "jwksUri: https://b", 2, "…jwks", "jwks and jwksUri", "one of them"),
+    ("RequestAuthentication", JWT + "jwks_uri: https://b", 3, "…jwks_uri", "not taken", "written jwksUri"),
+    ("RequestAuthentication", JWT + "timeout: 5s", 3, "…timeout", "5s is given", "for jwksUri"),
+    ("RequestAuthentication", URI + "https://b\n  timeout: 61s", 3, "…timeout", "61s is given", "at most 60s"),
+    ("RequestAuthentication", URI + "https://b\n  timeout: 5", 3, "…timeout", "5 is given", "string"),
+    *(
+        ("RequestAuthentication", URI + uri, 2, "…jwksUri", f"'{uri}' is given", "https or http")
+        for uri in ("b", "ftp://b/", "file:///etc/keys", "https:///keys", "https://b:0/", "https://b:x/", "https://é/")
+    ),
+    ("RequestAuthentication", URI + "https://u:p@b/", 2, "…jwksUri", "u:p@b", "without a user"),
+    ("RequestAuthentication", JWT + "fromHeaders: [{name: ''}]", 3, "…fromHeaders[0].name", '"" is given', "pattern"),
+    ("RequestAuthentication", JWT + "fromHeaders: [{name: ':path'}]", 3, "…[0].name", '":path" is given', "pattern"),
+    ("RequestAuthentication", JWT + "fromHeaders: [{name: a, prefix: 'a,'}]", 3, "…prefix", '"a,"', "pattern"),
+    ("RequestAuthentication", JWT + "fromHeaders: [{name: Host}]", 3, "…[0].name", "'Host' is given", "connection"),
+    ("RequestAuthentication", JWT + "fromParams: ['']", 3, "…fromParams[0]", '"" is given', "1 char"),
+    ("RequestAuthentication", JWT + "fromCookies: ['a;b']", 3, "…fromCookies[0]", '"a;b" is given', "pattern"),
+    ("RequestAuthentication", JWT + "outputPayloadToHeader: a b", 3, "…outputPayloadToHeader", '"a b" is', "pattern"),
+    ("RequestAuthentication", JWT + "outputPayloadToHeader: te", 3, "…outputPayloadToHeader", "'te' is", "connection"),
     (
         "RequestAuthentication",
-        "jwtRules:\n- issuer: a\n  jwksUri: b\n  jwks: '{}'",
-        2,
-        "…jwksUri",
-        "not taken",
-        "not fetched yet",
+        JWT + "outputClaimToHeaders: [{header: a}]",
+        3,
+        "…[0].claim",
+        "nothing is given",
+        "required",
     ),
     (
         "RequestAuthentication",
-        "jwtRules:\n- issuer: a\n  fromHeaders: []\n  jwks: '{}'",
-        2,
-        "…fromHeaders",
-        "not taken",
-        "only",
+        JWT + "outputPayloadToHeader: X\n  outputClaimToHeaders: [{header: x, claim: a}]",
+        4,
+        "…outputClaimToHeaders",
+        "'x' is given twice",
+        "one source",
     ),
+    ("RequestAuthentication", "require: true", 0, "require", "true is given", "jwtRules are needed"),
     ("PeerAuthentication", "mtls: {mode: PERMISSIVE}", 0, "mtls.mode", '"PERMISSIVE"', "'UNSET' or 'STRICT'"),
     ("PeerAuthentication", "mtls: {mode: DISABLE}", 0, "mtls.mode", '"DISABLE"', "'UNSET' or 'STRICT'"),
     ("PeerAuthentication", "portLevelMtls: {}", 0, "portLevelMtls", "not taken", "only STRICT"),

@@ -133,6 +133,7 @@ def test_what_does_not_fit_together_is_refused(
     ("content", "says"),
     [
         ("[1]", "the file holds no JSON object"),
+        ('{"b": [{"a": 1, "a": 1}]}', "'a' is given twice"),
         ("{", "Expecting property name"),
         ('{"known": 1}', "data.known is given twice"),
         ('{"a": NaN}', "not JSON compliant"),
@@ -141,7 +142,17 @@ def test_what_does_not_fit_together_is_refused(
         ('{"a": ' + "[" * 100_000, "nested too deep"),
         ('{"a": ' + "9" * 5000 + "}", "digits"),
     ],
-    ids=["list", "not JSON", "given in the spec too", "NaN", "beyond numbers", "half a character", "deep", "digits"],
+    ids=[
+        "list",
+        "twice",
+        "not JSON",
+        "given in the spec too",
+        "NaN",
+        "beyond numbers",
+        "half a character",
+        "deep",
+        "digits",
+    ],
 )
 def test_a_data_file_that_is_no_json_object_is_refused(problems_of: Problems, content: str, says: str) -> None:
     text = rego("a", "[d.json]", ", module: 'package a', data: {known: 1}")

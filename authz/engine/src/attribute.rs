@@ -138,6 +138,7 @@ impl Attribute {
                 | Self::SourcePort
                 | Self::DestinationIp
                 | Self::DestinationPort
+                | Self::ServicePort
                 | Self::ConnectionSni
         )
     }
@@ -213,13 +214,7 @@ impl<'a> Facts<'a> {
             Attribute::TokenPresenter => text(self.token.and_then(|token| token.presenter.as_deref())),
             Attribute::TokenClaim(path) => {
                 let value = self.token.and_then(|token| claim(token, path));
-                value.is_some_and(|value| {
-                    if is_list_of_words(path) {
-                        any_word(value, visit)
-                    } else {
-                        any_scalar(value, visit)
-                    }
-                })
+                value.is_some_and(|value| any_scalar(value, visit))
             }
         }
     }
@@ -285,18 +280,6 @@ fn service_account(principal: &str) -> Option<String> {
 fn claim<'t>(token: &'t Token, path: &[Box<str>]) -> Option<&'t Value> {
     let (first, rest) = path.split_first()?;
     rest.iter().try_fold(token.claims.get(&**first)?, |value, name| value.get(&**name))
-}
-
-/// The claims that Istio reads as words with spaces between them (RFC 8693 section 4.2).
-fn is_list_of_words(path: &[Box<str>]) -> bool {
-    matches!(path, [name] if matches!(&**name, "scope" | "permission"))
-}
-
-fn any_word(value: &Value, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-    match value {
-        Value::String(text) => text.split(' ').any(|word| !word.is_empty() && visit(word.as_bytes())),
-        other => any_scalar(other, visit),
-    }
 }
 
 /// The scalars of a claim as text: itself, or each element of a list; an object has none.

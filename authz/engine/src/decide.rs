@@ -12,9 +12,9 @@ use crate::document::{Action, Condition, OnError, Policy, Rule, Tier};
 use crate::pattern::Pattern;
 use crate::program::Program;
 use crate::rego::{Rego, Ruling};
-use crate::request::Request;
+use crate::request::{Http, Request};
 use crate::shadow::Shadow;
-use crate::token::{bearer, Token, TokenCache, Trust};
+use crate::token::{Token, TokenCache, Trust, VerifiedHeaders};
 use crate::Hash;
 
 /// Bytes of cached decisions that one worker keeps.
@@ -130,9 +130,18 @@ impl Decider {
         let token = match token {
             Ok(token) => token,
             Err(reason) => {
-                let decision = Arc::new(Decision::without_policy(Effect::Deny, reason, program.hash));
+                let decision = Arc::new(Decision::unauthenticated(reason, &program.principal, program.hash));
                 return Verdict::Decided(Answer { decision, cached: false, token: None });
             }
+        };
+        let (verified, as_forwarded);
+        let request = match request.http {
+            Some(http) if !program.authentication.reserved().is_empty() => {
+                verified = VerifiedHeaders::new(http.headers, &program.authentication, token.as_deref());
+                as_forwarded = Request { http: Some(Http { headers: &verified, ..http }), ..*request };
+                &as_forwarded
+            }
+            _ => request,
         };
         let facts = program.facts(request, token.as_deref());
         write_key(program, &facts, &mut self.key);
@@ -196,12 +205,17 @@ impl Decider {
         if program.authentication.is_empty() {
             return Ok(None);
         }
-        let Some(header) = request.http.and_then(|http| http.headers.get("authorization")) else { return Ok(None) };
-        let Some(text) = bearer(&header) else { return Ok(None) };
-        let rules = (program.hash, &program.authentication[..]);
-        let token = self.tokens.get(text, rules, trust.keys, (now / 1000) as i64)?;
-        token.check_revoked(trust)?;
-        Ok(Some(token))
+        let rules = &program.authentication;
+        let found = request.http.map_or(Ok(None), |http| rules.find(http.headers, http.path))?;
+        match found {
+            Some(found) => {
+                let token = self.tokens.get(&found, program, trust.keys, (now / 1000) as i64)?;
+                token.check_revoked(trust)?;
+                Ok(Some(token))
+            }
+            None if rules.required() => Err(Reason::TokenRequired),
+            None => Ok(None),
+        }
     }
 
     fn evaluate<'p>(&mut self, program: &'p Arc<Program>, facts: &Facts<'_>) -> Outcome<'p> {
@@ -297,7 +311,8 @@ impl State {
             Ok(Ruling { allowed: false, status, headers, body }) => {
                 let decision = decided(Effect::Deny, Reason::RegoDenied);
                 let status = status.unwrap_or(decision.status);
-                Some(Decision { status, headers, body, lifetime: self.lifetime, ..decision })
+                let denied = Decision { status, headers, body, lifetime: self.lifetime, ..decision };
+                Some(denied.challenged(&program.principal))
             }
             Err(failure) => {
                 self.lifetime = Lifetime::Once;

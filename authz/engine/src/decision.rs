@@ -81,8 +81,14 @@ reasons! {
     TokenAlgorithm = "token_algorithm",
     /// The token has a critical extension.
     TokenCritical = "token_critical_extension",
-    /// No RequestAuthentication names the token's issuer.
+    /// The request has no token, and one is required.
+    TokenRequired = "token_required",
+    /// The request has different tokens in several places.
+    TokenSeveral = "token_several",
+    /// No RequestAuthentication names the token's issuer, for the place where the token stands.
     TokenIssuer = "token_issuer",
+    /// No keys of the token's issuer could be fetched, or the last ones are too old.
+    TokenKeysUnavailable = "token_keys_unavailable",
     /// The issuer has no key by the token's key id.
     TokenKey = "token_key",
     /// The signature is not the key's.
@@ -117,7 +123,10 @@ impl Reason {
             | Self::TokenTooLarge
             | Self::TokenAlgorithm
             | Self::TokenCritical
+            | Self::TokenRequired
+            | Self::TokenSeveral
             | Self::TokenIssuer
+            | Self::TokenKeysUnavailable
             | Self::TokenKey
             | Self::TokenSignature
             | Self::TokenAudience
@@ -141,6 +150,14 @@ pub struct HeaderOperations {
     pub request_remove: Vec<String>,
     /// Added to the response.
     pub response_add: Vec<(String, String)>,
+}
+
+const WWW_AUTHENTICATE: &str = "www-authenticate";
+
+/// The challenge of RFC 6750 section 3; it has an error code only where a token was given.
+fn challenge(realm: &str, given: bool) -> String {
+    let error = if given { ", error=\"invalid_token\"" } else { "" };
+    format!("Bearer realm=\"{realm}\"{error}")
 }
 
 /// One decision.
@@ -174,6 +191,27 @@ pub struct Decision {
     pub shadow: Option<Arc<Shadow>>,
 }
 
+impl HeaderOperations {
+    /// These operations and then `later`, as one that may be done in any order: what is set at last is not removed.
+    pub fn then(mut self, later: Self) -> Self {
+        let touched = |name: &str| sets(&later.request_set, name) || contains(&later.request_remove, name);
+        self.request_set.retain(|(name, _)| !touched(name));
+        self.request_remove.retain(|name| !touched(name));
+        self.request_remove.extend(later.request_remove.iter().filter(|name| !sets(&later.request_set, name)).cloned());
+        self.request_set.extend(later.request_set);
+        self.response_add.extend(later.response_add);
+        self
+    }
+}
+
+fn sets(headers: &[(String, String)], name: &str) -> bool {
+    headers.iter().any(|(set, _)| set.eq_ignore_ascii_case(name))
+}
+
+fn contains(names: &[String], name: &str) -> bool {
+    names.iter().any(|one| one.eq_ignore_ascii_case(name))
+}
+
 impl Decision {
     /// A decision for `reason` that no policy made.
     pub fn without_policy(effect: Effect, reason: Reason, program: Hash) -> Self {
@@ -195,10 +233,78 @@ impl Decision {
         }
     }
 
+    /// The denial of a request to the workload `principal` whose token is not taken, or that lacks one.
+    pub fn unauthenticated(reason: Reason, principal: &str, program: Hash) -> Self {
+        let mut decision = Self::without_policy(Effect::Deny, reason, program);
+        let challenge = challenge(principal, reason != Reason::TokenRequired);
+        decision.headers.response_add.push((WWW_AUTHENTICATE.to_owned(), challenge));
+        decision
+    }
+
+    /// The same denial, with the challenge that a 401 must have (RFC 9110 section 15.5.2) where its policy wrote none.
+    pub fn challenged(mut self, principal: &str) -> Self {
+        let headers = &mut self.headers.response_add;
+        if self.status == 401 && !sets(headers, WWW_AUTHENTICATE) {
+            headers.push((WWW_AUTHENTICATE.to_owned(), challenge(principal, false)));
+        }
+        self
+    }
+
     /// The same decision, attributed to rule `rule` of `policy`.
     pub fn by(mut self, policy: &Arc<str>, rule: u32) -> Self {
         self.policy = Some(Arc::clone(policy));
         self.rule = Some(rule);
         self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operations(set: &[(&str, &str)], remove: &[&str]) -> HeaderOperations {
+        HeaderOperations {
+            request_set: set.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            request_remove: remove.iter().map(|name| (*name).to_owned()).collect(),
+            response_add: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn operations_one_after_the_other_are_one() {
+        let table = [
+            (operations(&[("a", "1")], &["b"]), operations(&[], &[]), operations(&[("a", "1")], &["b"])),
+            (operations(&[("a", "1")], &[]), operations(&[("A", "2")], &[]), operations(&[("A", "2")], &[])),
+            (operations(&[], &["a"]), operations(&[("a", "1")], &[]), operations(&[("a", "1")], &[])),
+            (operations(&[("a", "1")], &[]), operations(&[], &["a"]), operations(&[], &["a"])),
+            (operations(&[], &["a"]), operations(&[], &["A"]), operations(&[], &["A"])),
+            (operations(&[], &[]), operations(&[("a", "1")], &["a"]), operations(&[("a", "1")], &[])),
+        ];
+        for (first, later, wanted) in table {
+            assert_eq!(first.clone().then(later.clone()), wanted, "{first:?} {later:?}");
+        }
+    }
+
+    #[test]
+    fn a_401_asks_for_a_token_and_blames_one_only_where_one_was_given() {
+        let unauthenticated = |reason| Decision::unauthenticated(reason, "spiffe://td/a", Hash([0; 32]));
+        let of_a_policy = |status, headers: &[(&str, &str)]| {
+            let mut denied = Decision::without_policy(Effect::Deny, Reason::RegoDenied, Hash([0; 32]));
+            denied.headers.response_add = operations(headers, &[]).request_set;
+            Decision { status, ..denied }.challenged("spiffe://td/a")
+        };
+        let plain = "Bearer realm=\"spiffe://td/a\"";
+        let invalid = "Bearer realm=\"spiffe://td/a\", error=\"invalid_token\"";
+        let table = [
+            (unauthenticated(Reason::TokenExpired), Some(invalid)),
+            (unauthenticated(Reason::TokenRequired), Some(plain)),
+            (of_a_policy(401, &[]), Some(plain)),
+            (of_a_policy(401, &[("WWW-Authenticate", "Basic")]), Some("Basic")),
+            (of_a_policy(403, &[]), None),
+        ];
+        for (decision, wanted) in table {
+            let headers: Vec<&str> = decision.headers.response_add.iter().map(|(_, value)| value.as_str()).collect();
+            assert_eq!(headers, Vec::from_iter(wanted), "{decision:?}");
+        }
     }
 }

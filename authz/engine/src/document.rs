@@ -7,12 +7,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::attribute::Attribute;
 use crate::path::Normalization;
 use crate::pattern::Pattern;
+use crate::token::places::Place;
 
 /// The schema that this engine reads.
 pub const SCHEMA: u32 = 1;
@@ -52,9 +53,34 @@ pub(crate) struct Authentication {
     pub(crate) issuer: String,
     /// Accepted audiences; any where empty.
     pub(crate) audiences: Vec<String>,
-    pub(crate) forward_original_token: bool,
     /// Name of the key set that verifies this issuer's tokens.
     pub(crate) keys: String,
+    /// Where tokens are looked for.
+    pub(crate) places: Vec<Place>,
+    pub(crate) forward_original_token: bool,
+    /// Header for the token's second part, in lower case.
+    #[serde(deserialize_with = "given")]
+    pub(crate) output_payload_to_header: Option<Box<str>>,
+    pub(crate) output_claim_to_headers: Vec<ClaimHeader>,
+    /// Claims that are lists of words with spaces between them.
+    pub(crate) space_delimited_claims: Vec<String>,
+    /// Whether tokens without `exp` are taken.
+    pub(crate) allow_missing_expiry: bool,
+    /// Whether every request needs a token by a rule that says so.
+    pub(crate) require: bool,
+}
+
+/// A claim, nested by dots, and the header that it is copied to, in lower case.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ClaimHeader {
+    pub(crate) header: Box<str>,
+    pub(crate) claim: Box<str>,
+}
+
+/// A member that must be there, perhaps as null.
+fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<str>>, D::Error> {
+    Option::deserialize(deserializer)
 }
 
 /// Where a Rego policy is evaluated.
@@ -156,9 +182,12 @@ mod tests {
                 "principal": "spiffe://td/ns/a/sa/b", "ports": {"15006": 8080}, "path_normalization": "BASE",
                 "trusted_proxies": 1, "tells_policy": true,
             },
-            "authentication": [
-                {"issuer": "https://i", "audiences": ["api"], "forward_original_token": false, "keys": "k"},
-            ],
+            "authentication": [{
+                "issuer": "https://i", "audiences": ["api"], "keys": "k", "places": [{"cookie": "c"}],
+                "forward_original_token": false, "output_payload_to_header": "x-p",
+                "output_claim_to_headers": [{"header": "x-sub", "claim": "sub"}],
+                "space_delimited_claims": ["roles"], "allow_missing_expiry": false, "require": true,
+            }],
             "rego": [{
                 "name": "a/r", "modules": {"p.rego": "package p\nallow := true\n"}, "data": {"roles": {"ada": ["x"]}},
                 "entrypoint": "data.p.allow", "tier": "sidecar", "on_error": "deny", "timeout_ms": 1000,
@@ -200,6 +229,14 @@ mod tests {
             ("/policies/1/service_ports", json!([65536]), "65536"),
             ("/authentication/0", json!({}), "missing field"),
             ("/authentication/0/forward_original_token", json!("no"), "invalid type"),
+            ("/authentication/0/places/0", json!({"body": "c"}), "unknown variant"),
+            ("/authentication/0/places/0", json!({"header": {"name": "x"}}), "missing field"),
+            (
+                "/authentication/0/places/0",
+                json!({"header": {"name": "x", "prefix": "", "colour": 1}}),
+                "unknown field",
+            ),
+            ("/authentication/0/output_claim_to_headers/0", json!({"header": "x"}), "missing field"),
             ("/rego/0/tier", json!("moon"), "unknown variant"),
             ("/rego/0/on_error", json!("ALLOW"), "unknown variant"),
             ("/rego/0/timeout_ms", json!(-1), "invalid value"),

@@ -1,14 +1,15 @@
 //! A program: the policies that apply to one workload, loaded and ready to be decided by.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::attribute::{Attribute, Facts};
-use crate::document::{Action, Authentication, Document, Policy, Rule, Tier, SCHEMA};
+use crate::document::{Action, Document, Policy, Rule, Tier, SCHEMA};
 use crate::path::Normalization;
 use crate::rego::{Rego, RegoError};
-use crate::request::Request;
-use crate::token::Token;
+use crate::request::{EditRequest, Request};
+use crate::token::{Token, TokenRules};
 use crate::Hash;
 
 /// Why a program cannot be loaded.
@@ -45,7 +46,7 @@ pub enum LoadError {
 pub struct Program {
     pub(crate) hash: Hash,
     pub(crate) principal: String,
-    pub(crate) authentication: Vec<Authentication>,
+    pub(crate) authentication: TokenRules,
     pub(crate) custom: Vec<Custom>,
     pub(crate) enforced: RuleSets,
     /// Those that are on trial.
@@ -108,7 +109,7 @@ impl Program {
         Ok(Self {
             hash,
             principal: document.workload.principal,
-            authentication: document.authentication,
+            authentication: TokenRules::new(document.authentication),
             custom,
             enforced,
             dry_run,
@@ -161,6 +162,17 @@ impl Program {
             destination_port: self.application_port(request.connection.destination_port),
             trusted_proxies: self.trusted_proxies,
         }
+    }
+
+    /// Readies a request with this verified token, or without one, for the application, before policies' own
+    /// operations: takes tokens off that are not to be forwarded, and sets the headers that only tokens may set.
+    pub fn edit(&self, token: Option<&Token>, request: &mut impl EditRequest) {
+        self.authentication.edit(token, request);
+    }
+
+    /// `path_and_query` as it may be recorded: without tokens in its query.
+    pub fn path_without_tokens<'p>(&self, path_and_query: &'p [u8]) -> Cow<'p, [u8]> {
+        self.authentication.without_tokens(path_and_query)
     }
 
     /// The Rego policies and where each is evaluated.

@@ -11,9 +11,10 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::counters::{self, Counters};
 use crate::record::{self, Field, Fields, Kind, Position, RecordError, Type};
-use crate::request::{HeaderList, Request};
+use crate::request::{EditRequest, HeaderList, Headers, Request};
 use crate::{
-    Answer, Connection, Decider, Effect, Hash, Http, KeySets, Lifetime, Program, Revocations, Source, Trust, Verdict,
+    Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Revocations, Source,
+    Trust, Verdict,
 };
 
 pyo3::create_exception!(_engine, LoadError, PyValueError, "A program that cannot be loaded.");
@@ -171,6 +172,46 @@ impl PyRequest {
     }
 }
 
+/// A request as the application would get it, and what made it so.
+struct EditedRequest {
+    headers: HeaderList,
+    path: Vec<u8>,
+    operations: HeaderOperations,
+}
+
+impl EditedRequest {
+    fn of(request: &PyRequest) -> Self {
+        let path = crate::path::normalize(&request.path).into_owned();
+        Self { headers: request.headers.clone(), path, operations: HeaderOperations::default() }
+    }
+}
+
+impl EditRequest for EditedRequest {
+    fn headers(&self) -> &dyn Headers {
+        &self.headers
+    }
+
+    fn path(&self) -> &[u8] {
+        &self.path
+    }
+
+    fn set(&mut self, name: &str, value: &[u8]) {
+        let mut operation = HeaderOperations::default();
+        if value.is_empty() {
+            operation.request_remove.push(name.to_owned());
+        } else {
+            operation.request_set.push((name.to_owned(), String::from_utf8_lossy(value).into_owned()));
+        }
+        self.operations = std::mem::take(&mut self.operations).then(operation);
+        if name == ":path" {
+            self.path = value.to_vec();
+        } else {
+            self.headers.0.retain(|(header, _)| header != name.as_bytes());
+            self.headers.0.push((name.as_bytes().to_vec(), value.to_vec()));
+        }
+    }
+}
+
 #[pyclass(name = "Decision", frozen, get_all)]
 struct PyDecision {
     allowed: bool,
@@ -181,8 +222,12 @@ struct PyDecision {
     decided_by: &'static str,
     program: String,
     token_principal: Option<String>,
+    /// All that is done to the request.
     request_headers_to_set: Vec<(String, String)>,
     request_headers_to_remove: Vec<String>,
+    /// What policies do to it: a sidecar does by itself what the token does.
+    policy_headers_to_set: Vec<(String, String)>,
+    policy_headers_to_remove: Vec<String>,
     response_headers_to_add: Vec<(String, String)>,
     body: Option<String>,
     cacheable: bool,
@@ -191,12 +236,12 @@ struct PyDecision {
 }
 
 impl PyDecision {
-    fn of(py: Python<'_>, answer: Answer) -> PyResult<Self> {
-        let mut decision = Arc::unwrap_or_clone(answer.decision);
+    fn of(py: Python<'_>, answer: Answer, program: &Program, request: &PyRequest) -> PyResult<Self> {
+        let decision = Arc::unwrap_or_clone(answer.decision);
         let token = answer.token.as_deref();
-        if token.is_some_and(|token| !token.forward) {
-            decision.headers.request_remove.push("authorization".to_owned());
-        }
+        let mut edited = EditedRequest::of(request);
+        program.edit(token, &mut edited);
+        let headers = edited.operations.then(decision.headers.clone());
         let shadow = decision.shadow.as_ref().map_or(Ok(Vec::new()), |shadow| shadow.fields()).map_err(refused)?;
         Ok(Self {
             allowed: decision.effect == Effect::Allow,
@@ -211,8 +256,10 @@ impl PyDecision {
             },
             program: decision.program.hex(),
             token_principal: token.and_then(crate::token::Token::principal),
-            request_headers_to_set: decision.headers.request_set,
-            request_headers_to_remove: decision.headers.request_remove,
+            request_headers_to_set: headers.request_set,
+            request_headers_to_remove: headers.request_remove,
+            policy_headers_to_set: decision.headers.request_set,
+            policy_headers_to_remove: decision.headers.request_remove,
             response_headers_to_add: decision.headers.response_add,
             body: decision.body,
             cacheable: decision.lifetime != Lifetime::Once,
@@ -243,7 +290,7 @@ impl PyDecider {
     ) -> PyResult<PyDecision> {
         let trust = Trust { keys: &keys.0, revocations: &revocations.0 };
         match request.with(|request| self.0.decide(&program.0, &trust, request, now_ms)) {
-            Verdict::Decided(answer) => PyDecision::of(py, answer),
+            Verdict::Decided(answer) => PyDecision::of(py, answer, &program.0, request),
             Verdict::Ask(_) => Err(refused("a check service has nobody to ask")),
         }
     }

@@ -84,7 +84,8 @@ fn parse_address(text: &str) -> Option<IpAddr> {
 
 /// Where headers are read from: Envoy's own map in the sidecar, a list elsewhere.
 pub trait Headers {
-    /// The value of the header `name` (lower case). Several values are joined with commas (RFC 9110 section 5.3).
+    /// The value of the header `name` (lower case). Several values are joined with commas (RFC 9110 section 5.3),
+    /// cookies with semicolons.
     fn get(&self, name: &str) -> Option<Cow<'_, [u8]>>;
 
     /// Calls `visit` with each value of the header `name` (lower case) until it answers true; tells whether it did.
@@ -92,6 +93,27 @@ pub trait Headers {
 
     /// Calls `visit` with the name and value of every header; pseudo-headers may be among them.
     fn visit(&self, visit: &mut dyn FnMut(&[u8], &[u8]));
+}
+
+/// A request on its way to the application.
+pub trait EditRequest {
+    /// Its headers.
+    fn headers(&self) -> &dyn Headers;
+
+    /// Its path with its query.
+    fn path(&self) -> &[u8];
+
+    /// Replaces all values of a header (`:path` is one), or removes it where `value` is empty.
+    fn set(&mut self, name: &str, value: &[u8]);
+}
+
+/// What stands between several values of the header `name` (lower case) when they are joined.
+pub fn separator(name: &str) -> &'static [u8] {
+    if name == "cookie" {
+        b"; " // RFC 9113 section 8.2.3
+    } else {
+        b","
+    }
 }
 
 /// Headers in a list; names are in lower case.
@@ -108,7 +130,7 @@ impl Headers for HeaderList {
         }
         let mut joined = first.clone();
         for value in rest {
-            joined.push(b',');
+            joined.extend_from_slice(separator(name));
             joined.extend_from_slice(value);
         }
         Some(Cow::Owned(joined))

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::{json, Value};
 
+use crate::document::Authentication;
 use crate::{Answer, Connection, Decider, HeaderList, Http, KeySets, Program, Request, Revocations, Trust, Verdict};
 
 /// A moment, in milliseconds since 1970.
@@ -62,8 +63,7 @@ impl Document {
 
     /// Accepts tokens of `issuer`, by the keys of the same name.
     pub(crate) fn issuer(mut self, issuer: &str) -> Self {
-        let rule = json!({"issuer": issuer, "audiences": [], "forward_original_token": false, "keys": issuer});
-        self.push("authentication", rule);
+        self.push("authentication", rule_document(issuer));
         self
     }
 
@@ -74,6 +74,20 @@ impl Document {
     pub(crate) fn load(&self) -> Arc<Program> {
         Arc::new(Program::load(self.0.to_string().as_bytes()).expect("a program"))
     }
+}
+
+fn rule_document(issuer: &str) -> Value {
+    let bearer = json!([{"header": {"name": "authorization", "prefix": "Bearer "}}, {"parameter": "access_token"}]);
+    json!({
+        "issuer": issuer, "audiences": [], "keys": issuer, "places": bearer, "forward_original_token": false,
+        "output_payload_to_header": null, "output_claim_to_headers": [], "space_delimited_claims": [],
+        "allow_missing_expiry": false, "require": false,
+    })
+}
+
+/// A rule for the tokens of `issuer`, by the keys of the same name.
+pub(crate) fn rule(issuer: &str) -> Authentication {
+    serde_json::from_value(rule_document(issuer)).expect("a rule")
 }
 
 /// A condition on `attribute`.

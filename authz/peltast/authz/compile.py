@@ -7,14 +7,13 @@ described in `authz/engine/src/document.rs`.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
 
 from peltast.policies.kinds.audit import AuditPolicySpec
-from peltast.policies.kinds.authentication import JwtRule, RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import (
     Action,
     AuthorizationPolicySpec,
@@ -25,10 +24,11 @@ from peltast.policies.kinds.authorization import (
     is_template,
 )
 from peltast.policies.kinds.mesh import MeshConfigSpec, Normalization
+from peltast.policies.kinds.request_authentication import JwtRule, RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Resource
 from peltast.policies.snapshot import RegoSource, Snapshot, Workload, provider_name
 
-__all__ = ["compile_keys", "compile_program", "compile_rego"]
+__all__ = ["KeySource", "compile_keys", "compile_program", "compile_rego"]
 
 SCHEMA = 1
 
@@ -37,6 +37,15 @@ _OWN_TRUST_DOMAIN = "cluster.local"
 
 Json = dict[str, Any]
 Matcher = Callable[[str], Json | str]
+
+
+@dataclass(frozen=True)
+class KeySource:
+    """Where an issuer's keys are fetched from, and how long that may take."""
+
+    issuer: str
+    uri: str
+    timeout: timedelta
 
 
 def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
@@ -53,7 +62,7 @@ def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
                 **({"tells_policy": True} if tells_policy(snapshot, workload) else {}),
             },
             "authentication": [
-                authentication(rule, key_set_name(resource, index))
+                authentication(rule, key_set_name(resource, index), require=resource.spec.require)
                 for resource, index, rule in jwt_rules(snapshot, workload)
             ],
             "rego": [rego_policy(snapshot.rego[name]) for name in providers(policies)],
@@ -77,10 +86,15 @@ def tells_policy(snapshot: Snapshot, workload: Workload) -> bool:
     return bool(says) and all(says)
 
 
-def compile_keys(snapshot: Snapshot, workload: Workload) -> bytes:
-    """The canonical document of the key sets that verify tokens sent to `workload`."""
-    rules = jwt_rules(snapshot, workload)
-    return canonical({key_set_name(resource, index): json.loads(rule.jwks) for resource, index, rule in rules})
+def compile_keys(snapshot: Snapshot, workload: Workload, fetched: Mapping[KeySource, Json]) -> bytes:
+    """The canonical document of the key sets that verify tokens sent to `workload`, given those that were `fetched`.
+
+    A rule whose keys were not fetched has no key set, and the engine takes none of its tokens.
+    """
+    sets = {
+        key_set_name(resource, index): key_set(rule, fetched) for resource, index, rule in jwt_rules(snapshot, workload)
+    }
+    return canonical({name: keys for name, keys in sets.items() if keys is not None})
 
 
 def compile_rego(source: RegoSource) -> bytes:
@@ -112,14 +126,46 @@ def key_set_name(resource: Resource[RequestAuthenticationSpec], index: int) -> s
     return f"{resource.full_name}[{index}]"
 
 
-def authentication(rule: JwtRule, keys: str) -> Json:
+def key_set(rule: JwtRule, fetched: Mapping[KeySource, Json]) -> Json | None:
+    """The keys of a rule, inline or fetched; none where they were not."""
+    if rule.jwks is not None:
+        keys: Json = json.loads(rule.jwks)
+        return keys
+    source = key_source(rule)
+    return fetched.get(source) if source is not None else None
+
+
+def key_source(rule: JwtRule) -> KeySource | None:
+    """Where the keys of a rule are fetched from; none where they are inline."""
+    return KeySource(rule.issuer, rule.jwks_uri, rule.fetch_timeout) if rule.jwks_uri is not None else None
+
+
+def authentication(rule: JwtRule, keys: str, *, require: bool) -> Json:
     """One rule for tokens."""
+    payload_header = rule.output_payload_to_header
     return {
         "issuer": rule.issuer,
         "audiences": rule.audiences,
-        "forward_original_token": rule.forward_original_token,
         "keys": keys,
+        "places": token_places(rule),
+        "forward_original_token": rule.forward_original_token,
+        "output_payload_to_header": payload_header.lower() if payload_header is not None else None,
+        "output_claim_to_headers": [
+            {"header": output.header.lower(), "claim": output.claim} for output in rule.output_claim_to_headers
+        ],
+        "space_delimited_claims": rule.space_delimited_claims,
+        "allow_missing_expiry": rule.allow_missing_expiry,
+        "require": require,
     }
+
+
+def token_places(rule: JwtRule) -> list[Json]:
+    """Where a rule looks for tokens; where it names no place, Istio's two (RFC 6750 sections 2.1 and 2.3)."""
+    headers = [{"header": {"name": header.name.lower(), "prefix": header.prefix}} for header in rule.from_headers]
+    parameters = [{"parameter": name} for name in rule.from_params]
+    cookies = [{"cookie": name} for name in rule.from_cookies]
+    bearer = {"header": {"name": "authorization", "prefix": "Bearer "}}
+    return [*headers, *parameters, *cookies] or [bearer, {"parameter": "access_token"}]
 
 
 # Rego -----------------------------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from peltast.authz.check.grpc import NAME as AUTHORIZATION
 from peltast.authz.check.grpc import authorization_methods
 from peltast.authz.check.http import serve_http
 from peltast.authz.check.service import CheckService
+from peltast.authz.key_fetcher import KeyFetcher, KeyStatus
 from peltast.authz.revision import Revision, compile_revision
 from peltast.authz.revocation_service import NAME as REVOCATIONS
 from peltast.authz.revocation_service import revocation_methods
@@ -99,15 +100,17 @@ class ControlPlane:
 
     async def _follow_configuration(self) -> None:
         number = 0
-        async with RegoAdmission() as admission:
+        async with RegoAdmission() as admission, self._key_fetcher() as keys:
             async for files in watch_folder(self._configuration):
                 number += 1
                 try:
-                    await self._take(files, number, admission)
+                    await self._take(files, number, admission, keys)
                 except InvalidConfiguration as invalid:
                     self._note(Act("", "configuration.refuse", str(number), allowed=False, detail=str(invalid)))
 
-    async def _take(self, files: Files | InvalidConfiguration, number: int, admission: RegoAdmission) -> None:
+    async def _take(
+        self, files: Files | InvalidConfiguration, number: int, admission: RegoAdmission, keys: KeyFetcher
+    ) -> None:
         """Puts a configuration in force, if all of it is sound; else the last good one stays."""
         if isinstance(files, InvalidConfiguration):
             raise files
@@ -116,7 +119,8 @@ class ControlPlane:
             return
         revision = compile_revision(snapshot)
         await admission.check(revision)
-        self._put_in_force(revision)
+        await keys.follow(revision.key_sources)
+        self._put_in_force(revision.with_keys(keys.in_force()))
         self._note(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
 
     def _put_in_force(self, revision: Revision) -> None:
@@ -144,6 +148,33 @@ class ControlPlane:
         self._revoked = document
         if self._revision is not None:
             self._put_in_force(self._revision)
+
+    def _key_fetcher(self) -> KeyFetcher:
+        file = self._settings.state / "control" / "jwks.json"
+
+        def changed() -> None:
+            if self._revision is not None:
+                self._put_in_force(self._revision.with_keys(fetcher.in_force()))
+
+        fetcher = KeyFetcher(
+            kept=file.read_bytes() if file.exists() else b"[]",
+            changed=changed,
+            report=self._report_keys,
+            save=lambda dumped: self._keep_keys(file, dumped),
+        )
+        return fetcher
+
+    def _keep_keys(self, file: Path, dumped: bytes) -> None:
+        try:
+            write_private(file, dumped)
+        except OSError as error:
+            log.exception("fetched keys not kept", error=str(error))
+
+    def _report_keys(self, status: KeyStatus) -> None:
+        source, error = status.source, status.error
+        log.info("keys fetched" if error is None else "keys refused", issuer=source.issuer, uri=source.uri, error=error)
+        action = "keys.take" if error is None else "keys.refuse"
+        self._note(Act("", action, f"{source.issuer} {source.uri}", allowed=error is None, detail=error or ""))
 
     def _is_registered(self, spiffe_id: SpiffeId) -> bool:
         workloads = self._revision.snapshot.workloads.values() if self._revision else ()

@@ -13,6 +13,8 @@ from google.protobuf.json_format import Parse, ParseError
 
 from peltast.authz._engine import Decision
 from peltast.authz.check.service import CheckService, UnknownDestination
+from peltast.authz.key_fetcher import KeyFetcher, KeyStatus
+from peltast.authz.revision import Revision
 from peltast.cli.console import err, print_json, print_problems
 from peltast.cli.options import TrustDomainOption
 from peltast.cli.settings import DEFAULT_TRUST_DOMAIN
@@ -44,7 +46,7 @@ def decide(
     A request's `attributes.destination.principal` names the workload it is for.
     """
     try:
-        revision = asyncio.run(admitted_revision(config, trust_domain))
+        revision = asyncio.run(_revision_with_keys(config, trust_domain))
     except InvalidConfiguration as invalid:
         print_problems(invalid)
         raise typer.Exit(1) from None
@@ -52,6 +54,21 @@ def decide(
     service.take(revision)
     if not _decide_lines(service, requests):
         raise typer.Exit(1)
+
+
+async def _revision_with_keys(config: Path, trust_domain: str) -> Revision:
+    """The revision of `config`, with the keys that are to be fetched: without them, their tokens are refused."""
+    revision = await admitted_revision(config, trust_domain)
+    if not revision.key_sources:
+        return revision
+    async with KeyFetcher(report=_print_key_status) as keys:
+        await keys.follow(revision.key_sources, max(source.timeout for source in revision.key_sources))
+        return revision.with_keys(keys.in_force())
+
+
+def _print_key_status(status: KeyStatus) -> None:
+    if status.error is not None:
+        err.print(f"no keys of {status.source.issuer} from {status.source.uri}: {status.error}", markup=False)
 
 
 def _decide_lines(service: CheckService, lines: TextIO) -> bool:

@@ -14,11 +14,12 @@ from typing import TypeVar
 
 from peltast.policies.connections import connection_problems
 from peltast.policies.kinds.audit import AuditPolicySpec
-from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
+from peltast.policies.kinds.authentication import PeerAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
 from peltast.policies.kinds.registry import read_resource
 from peltast.policies.kinds.rego import RegoPolicySpec
+from peltast.policies.kinds.request_authentication import RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Resource, Spec
 from peltast.policies.kinds.workload import (
     TCP,

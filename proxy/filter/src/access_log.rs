@@ -1,6 +1,7 @@
 //! How things ended: the end of inbound requests, our side of outbound ones, and connections that were refused.
 
 use peltast_engine::record::{Field, Fields, Kind};
+use peltast_engine::token::path_without_token;
 use peltast_engine::Decision;
 
 use crate::abi;
@@ -138,7 +139,7 @@ fn fill_refusal(fields: &mut Fields<'_>, entry: &LogEntry, failure: &[u8]) {
 fn fill_request(fields: &mut Fields<'_>, entry: &LogEntry) {
     fields.optional(Field::Method, entry.request_header(":method"));
     fields.optional(Field::Host, entry.request_header(":authority"));
-    fields.optional(Field::Path, entry.request_header(":path"));
+    fields.optional(Field::Path, entry.request_header(":path").map(path_without_token));
     fields.optional(Field::RequestId, entry.request_header("x-request-id"));
     fields.optional(Field::TraceParent, entry.request_header("traceparent"));
 }

@@ -7,11 +7,8 @@ use crate::envoy::Stream;
 /// Answers a request for which `decision` is a denial: as its policy says, else with a problem document (RFC 9457),
 /// whose `request_id` leads to the record. It says which policy denied only where an AuditPolicy allows it.
 pub(crate) fn deny(stream: Stream, decision: &Decision) {
-    let mut headers: Vec<(&str, &str)> = Vec::new();
-    if decision.status == 401 {
-        headers.push(("www-authenticate", "Bearer error=\"invalid_token\"")); // RFC 6750 section 3
-    }
-    headers.extend(decision.headers.response_add.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+    let mut headers: Vec<(&str, &str)> =
+        decision.headers.response_add.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
     let details = decision.reason.as_str();
     if let Some(body) = &decision.body {
         return stream.respond(decision.status, &headers, body, details);

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::cell::OnceCell;
 
-use peltast_engine::Headers;
+use peltast_engine::{request, Headers};
 
 use crate::abi::{self, Buffer, BytesInfo, Handle, Header, TimingInfo};
 
@@ -193,7 +193,7 @@ impl Headers for Stream {
         let first = values.next()?;
         let Some(second) = values.next() else { return Some(Cow::Borrowed(first)) };
         let all: Vec<&[u8]> = [first, second].into_iter().chain(values).collect();
-        Some(Cow::Owned(all.join(&b',')))
+        Some(Cow::Owned(all.join(request::separator(name))))
     }
 
     fn any(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use peltast_engine::Headers;
+use peltast_engine::{EditRequest, Headers};
 
 use crate::envoy::Stream;
 
@@ -24,8 +24,33 @@ impl Changed {
         stream.set_request_header(name, value);
     }
 
+    /// The path as it was, if it was changed.
+    pub(crate) fn path(&self) -> Option<&[u8]> {
+        self.find(":path").flatten()
+    }
+
     fn find(&self, name: &str) -> Option<Option<&[u8]>> {
         self.0.iter().find(|(key, _)| **key == *name).map(|(_, value)| value.as_deref())
+    }
+}
+
+/// A stream whose headers are changed, and kept as they were.
+pub(crate) struct Edited<'a> {
+    pub(crate) stream: &'a mut Stream,
+    pub(crate) changed: &'a mut Changed,
+}
+
+impl EditRequest for Edited<'_> {
+    fn headers(&self) -> &dyn Headers {
+        self.stream
+    }
+
+    fn path(&self) -> &[u8] {
+        self.stream.header(":path").unwrap_or_default()
+    }
+
+    fn set(&mut self, name: &str, value: &[u8]) {
+        self.changed.set(self.stream, name, value);
     }
 }
 

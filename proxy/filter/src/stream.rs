@@ -15,7 +15,7 @@ use crate::downstream::Downstream;
 use crate::envoy::Stream;
 use crate::live::Validity;
 use crate::outcome::{decided_by, Outcome};
-use crate::received::{Changed, Received};
+use crate::received::{Changed, Edited, Received};
 use crate::worker::{self, Ended, Now, Worker};
 
 /// The cluster by which the check service is reached.
@@ -154,7 +154,10 @@ impl StreamState {
         }
         let Some(trusted) = trusted() else { return self.end(Reason::NotReady) };
         let received = Received { stream, changed: &self.changed };
-        let request = request(stream, &received, &downstream);
+        let mut request = request(stream, &received, &downstream);
+        if let (Some(http), Some(path)) = (&mut request.http, self.changed.path()) {
+            http.path = path;
+        }
         let verdict = worker::with(|worker| {
             let (trust, token) = (trusted.as_trust(), self.token.as_ref());
             worker.decider.decide_again(&self.program, &trust, &request, token, now.ms())
@@ -326,7 +329,7 @@ impl StreamState {
         fields.optional(Field::TokenSubject, outcome.token.map(|token| &token.subject));
         fields.optional(Field::Method, stream.header(":method"));
         fields.optional(Field::Host, stream.header(":authority"));
-        fields.optional(Field::Path, stream.header(":path"));
+        fields.optional(Field::Path, stream.header(":path").map(|path| self.program.path_without_tokens(path)));
         fields.optional(Field::RequestId, stream.header("x-request-id"));
         fields.optional(Field::TraceParent, stream.header("traceparent"));
         fields.number(Field::Status, u64::from(outcome.decision.status));
@@ -340,9 +343,7 @@ impl StreamState {
             return Next::Deny(Arc::clone(decision));
         }
         forward_decided_path(stream, self.program.path_normalization());
-        if answer.token.as_ref().is_some_and(|token| !token.forward) {
-            self.changed.set(stream, "authorization", b"");
-        }
+        self.program.edit(answer.token.as_deref(), &mut Edited { stream, changed: &mut self.changed });
         for name in &decision.headers.request_remove {
             self.changed.set(stream, name, b"");
         }

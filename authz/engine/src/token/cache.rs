@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use super::rules::Found;
 use super::{verify, Token};
 use crate::decision::Reason;
-use crate::document::Authentication;
-use crate::{Hash, KeySets};
+use crate::{Hash, KeySets, Program};
 
 /// Most tokens remembered by one worker; a token and its claims take some 2 KB.
 const CAPACITY: usize = 2048;
@@ -16,40 +16,48 @@ const CAPACITY: usize = 2048;
 pub(crate) struct TokenCache {
     /// What the tokens were verified by: the program, for its rules, and the keys.
     verified_by: Option<(Hash, Hash)>,
-    tokens: HashMap<Box<[u8]>, Arc<Token>, ahash::RandomState>,
+    /// By the place where they stood: another place has other rules.
+    places: Vec<HashMap<Box<[u8]>, Arc<Token>, ahash::RandomState>>,
 }
 
 impl TokenCache {
     /// Tokens held.
     pub(crate) fn len(&self) -> usize {
-        self.tokens.len()
+        self.places.iter().map(HashMap::len).sum()
     }
 
-    /// The verified token of `text` at `now`.
+    /// The verified token that was `found`, at `now`.
     ///
     /// # Errors
     /// The reason for the refusal. Time is checked on every call, signatures once.
     pub(crate) fn get(
         &mut self,
-        text: &[u8],
-        (program, rules): (Hash, &[Authentication]),
+        found: &Found<'_>,
+        program: &Program,
         keys: &KeySets,
         now: i64,
     ) -> Result<Arc<Token>, Reason> {
-        let verified_by = Some((program, keys.hash()));
+        let verified_by = Some((program.hash, keys.hash()));
         if self.verified_by != verified_by {
-            self.tokens.clear();
+            self.places.clear();
             self.verified_by = verified_by;
         }
-        if let Some(token) = self.tokens.get(text) {
+        if let Some(token) = self.places.get(found.place).and_then(|tokens| tokens.get(&*found.text)) {
             token.check_time(now)?;
             return Ok(Arc::clone(token));
         }
-        let token = Arc::new(verify(text, rules, keys, now)?);
-        if self.tokens.len() >= CAPACITY {
-            self.tokens.clear();
-        }
-        self.tokens.insert(text.into(), Arc::clone(&token));
+        let token = Arc::new(verify(&found.text, program.authentication.at(found.place), keys, now)?);
+        self.insert(found, &token);
         Ok(token)
+    }
+
+    fn insert(&mut self, found: &Found<'_>, token: &Arc<Token>) {
+        if self.len() >= CAPACITY {
+            self.places.clear();
+        }
+        if self.places.len() <= found.place {
+            self.places.resize_with(found.place + 1, HashMap::default);
+        }
+        self.places[found.place].insert((*found.text).into(), Arc::clone(token));
     }
 }

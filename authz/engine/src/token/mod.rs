@@ -5,15 +5,22 @@
 
 mod cache;
 pub mod keys;
+mod outputs;
+pub(crate) mod places;
 pub mod revocations;
+mod rules;
 mod strict_json;
+
+use std::borrow::Cow;
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Map, Value};
 
 pub(crate) use cache::TokenCache;
 use keys::{Algorithm, Key, KeySets};
+pub(crate) use outputs::VerifiedHeaders;
 use revocations::Revocations;
+pub(crate) use rules::TokenRules;
 
 use crate::decision::Reason;
 use crate::document::Authentication;
@@ -44,7 +51,7 @@ pub struct Token {
     pub audiences: Vec<String>,
     /// `azp`.
     pub presenter: Option<String>,
-    /// All claims.
+    /// All claims; those that are lists of words are lists.
     pub claims: Map<String, Value>,
     /// Whether the application gets the token too.
     pub forward: bool,
@@ -52,6 +59,8 @@ pub struct Token {
     id: Option<String>,
     /// `iat`, in seconds since 1970; before all time where the token does not say.
     issued_at: i64,
+    /// Headers for the application.
+    pub(crate) outputs: Vec<outputs::Output>,
     expires: i64,
     not_before: i64,
 }
@@ -69,9 +78,8 @@ impl Token {
 
     /// Whether a token that was verified once may still be used at `now`, seconds since 1970, by rules that may be
     /// others now. Its signature stays verified: a key that its issuer no longer shows revokes no token.
-    pub(crate) fn check_again(&self, rules: &[Authentication], trust: &Trust<'_>, now: i64) -> Result<(), Reason> {
-        let rule = rules.iter().find(|rule| rule.issuer == self.issuer).ok_or(Reason::TokenIssuer)?;
-        rule.check_audiences(&self.audiences)?;
+    pub(crate) fn check_again(&self, rules: &TokenRules, trust: &Trust<'_>, now: i64) -> Result<(), Reason> {
+        rules.accept_again(self)?;
         self.check_revoked(trust)?;
         self.check_time(now)
     }
@@ -95,37 +103,33 @@ impl Token {
     }
 }
 
-/// The token of the `Authorization` headers, joined; none where they carry something else.
-///
-/// The scheme's case does not matter (RFC 9110 section 11.1), and a token that stands behind another scheme is given
-/// back with all before it, which verifies as no token: an application may read what we passed over.
-pub(crate) fn bearer(authorization: &[u8]) -> Option<&[u8]> {
-    let mut schemes = authorization.split(|&byte| byte == b',').map(<[u8]>::trim_ascii_start);
-    if !schemes.any(|part| strip_scheme(part).is_some()) {
-        return None;
-    }
-    Some(strip_scheme(authorization).unwrap_or(authorization))
+/// `path_and_query` as it may be recorded where no program says which parameters hold tokens: without `access_token`
+/// (RFC 6750 section 2.3).
+pub fn path_without_token(path_and_query: &[u8]) -> Cow<'_, [u8]> {
+    places::without_parameter(path_and_query, "access_token").map_or(Cow::Borrowed(path_and_query), Cow::Owned)
 }
 
-fn strip_scheme(credentials: &[u8]) -> Option<&[u8]> {
-    let (scheme, rest) = credentials.split_at_checked(b"bearer".len())?;
-    let is_bearer = scheme.eq_ignore_ascii_case(b"bearer") && matches!(rest.first(), Some(b' ' | b'\t'));
-    is_bearer.then(|| rest.strip_prefix(b" ").unwrap_or(rest))
-}
-
-/// Verifies `text` by the rule of its issuer.
+/// Verifies `text` by those of `rules` that are for its issuer: one that takes it is enough, as in Istio.
 ///
 /// # Errors
-/// The reason for the refusal.
-pub(crate) fn verify(text: &[u8], rules: &[Authentication], keys: &KeySets, now: i64) -> Result<Token, Reason> {
+/// The reason for the refusal, of the first such rule.
+pub(crate) fn verify<'a>(
+    text: &[u8],
+    rules: impl Iterator<Item = &'a Authentication>,
+    keys: &KeySets,
+    now: i64,
+) -> Result<Token, Reason> {
     let jws = Jws::parse(text)?;
     let claims = object(&jws.payload)?;
     let issuer = claims.get("iss").and_then(Value::as_str).ok_or(Reason::TokenIssuer)?;
-    let rule = rules.iter().find(|rule| rule.issuer == issuer).ok_or(Reason::TokenIssuer)?;
-    jws.check_signature(keys.get(&rule.keys))?;
-    let token = read_claims(claims, rule)?;
-    token.check_time(now)?;
-    Ok(token)
+    let mut refusal = None;
+    for rule in rules.filter(|rule| rule.issuer == issuer) {
+        match jws.verify(&claims, rule, keys, now) {
+            Ok(token) => return Ok(token),
+            Err(reason) => refusal = refusal.or(Some(reason)),
+        }
+    }
+    Err(refusal.unwrap_or(Reason::TokenIssuer))
 }
 
 /// A token taken apart, its signature not yet checked.
@@ -133,6 +137,7 @@ struct Jws<'t> {
     algorithm: Algorithm,
     key_id: Option<String>,
     payload: Vec<u8>,
+    /// Header and payload as they are written.
     signed: &'t [u8],
     signature: Vec<u8>,
 }
@@ -161,6 +166,19 @@ impl<'t> Jws<'t> {
         })
     }
 
+    fn verify(
+        &self,
+        claims: &Map<String, Value>,
+        rule: &Authentication,
+        keys: &KeySets,
+        now: i64,
+    ) -> Result<Token, Reason> {
+        self.check_signature(keys.get(&rule.keys).ok_or(Reason::TokenKeysUnavailable)?)?;
+        let token = self.read_claims(claims, rule)?;
+        token.check_time(now)?;
+        Ok(token)
+    }
+
     /// A token that names its key is checked by that key alone; one that names none by every key of the set.
     fn check_signature(&self, keys: &[Key]) -> Result<(), Reason> {
         let named = |key: &&Key| self.key_id.is_none() || key.id == self.key_id;
@@ -172,6 +190,35 @@ impl<'t> Jws<'t> {
             return Ok(());
         }
         Err(Reason::TokenSignature)
+    }
+
+    fn read_claims(&self, claims: &Map<String, Value>, rule: &Authentication) -> Result<Token, Reason> {
+        let audiences = audiences(claims)?;
+        rule.check_audiences(&audiences)?;
+        let issued_at = seconds(claims, "iat")?;
+        let expires = match seconds(claims, "exp")? {
+            None if rule.allow_missing_expiry => i64::MAX,
+            expires => expires.ok_or(Reason::TokenWithoutExpiry)?,
+        };
+        Ok(Token {
+            issuer: rule.issuer.clone(),
+            subject: text_member(claims, "sub")?.unwrap_or_default(),
+            audiences,
+            presenter: text_member(claims, "azp")?,
+            expires,
+            not_before: seconds(claims, "nbf")?.max(issued_at).unwrap_or(i64::MIN),
+            issued_at: issued_at.unwrap_or(i64::MIN),
+            id: text_member(claims, "jti")?,
+            forward: rule.forward_original_token,
+            outputs: outputs::outputs(rule, &self.payload_text(), claims),
+            claims: with_words(claims, rule),
+        })
+    }
+
+    /// The payload as it is written.
+    fn payload_text(&self) -> Cow<'_, str> {
+        let payload = self.signed.rsplit(|&byte| byte == b'.').next().unwrap_or_default();
+        String::from_utf8_lossy(payload)
     }
 }
 
@@ -190,22 +237,17 @@ fn object(json: &[u8]) -> Result<Map<String, Value>, Reason> {
     }
 }
 
-fn read_claims(claims: Map<String, Value>, rule: &Authentication) -> Result<Token, Reason> {
-    let audiences = audiences(&claims)?;
-    rule.check_audiences(&audiences)?;
-    let issued_at = seconds(&claims, "iat")?;
-    Ok(Token {
-        issuer: rule.issuer.clone(),
-        subject: text_member(&claims, "sub")?.unwrap_or_default(),
-        audiences,
-        presenter: text_member(&claims, "azp")?,
-        expires: seconds(&claims, "exp")?.ok_or(Reason::TokenWithoutExpiry)?,
-        not_before: seconds(&claims, "nbf")?.max(issued_at).unwrap_or(i64::MIN),
-        issued_at: issued_at.unwrap_or(i64::MIN),
-        id: text_member(&claims, "jti")?,
-        forward: rule.forward_original_token,
-        claims,
-    })
+/// `claims` with those that `rule` says are words, and Istio's own, as lists.
+fn with_words(claims: &Map<String, Value>, rule: &Authentication) -> Map<String, Value> {
+    let mut claims = claims.clone();
+    let named = rule.space_delimited_claims.iter().map(String::as_str);
+    for name in named.chain(["scope", "permission"]) {
+        if let Some(Value::String(text)) = claims.get(name) {
+            let words = text.split_ascii_whitespace().map(Value::from).collect();
+            claims.insert(name.to_owned(), Value::Array(words));
+        }
+    }
+    claims
 }
 
 impl Authentication {

@@ -5,9 +5,8 @@ use ring::rand::SystemRandom;
 use ring::signature::{EcdsaKeyPair, KeyPair, ECDSA_P256_SHA256_FIXED_SIGNING};
 use serde_json::{json, Value};
 
-use super::{read_claims, Token};
-use crate::document::Authentication;
-use crate::testing::NOW;
+use super::{verify, Token};
+use crate::testing::{rule, NOW};
 use crate::KeySets;
 
 /// The issuer of [`Claims::of`].
@@ -33,13 +32,12 @@ impl Claims {
     }
 }
 
-/// A token with these claims and an end far away.
+/// A verified token with these claims and an end far away.
 pub(crate) fn token(claims: &Value) -> Token {
-    let mut members = claims.as_object().expect("claims").clone();
-    members.insert("exp".to_owned(), (NOW / 1000 + 3600).into());
-    let issuer = members["iss"].as_str().expect("an issuer").to_owned();
-    let rule = Authentication { issuer, audiences: Vec::new(), forward_original_token: true, keys: String::new() };
-    read_claims(members, &rule).expect("a token")
+    let (signer, issuer) = (Signer::new(), claims["iss"].as_str().expect("an issuer"));
+    let text = signer.sign(&Claims(claims.clone()).member("exp", NOW / 1000 + 3600));
+    let rule = rule(issuer);
+    verify(text.as_bytes(), [&rule].into_iter(), &signer.key_sets_for(&[issuer]), (NOW / 1000) as i64).expect("a token")
 }
 
 /// An issuer's P-256 key, with the id `k`.

@@ -66,15 +66,22 @@ def _port(value: int) -> int:
     return value
 
 
-def check_response(decision: Decision, program: Program) -> CheckResponse:
-    """The answer that carries `decision`, with how it came about for sidecars of ours."""
+def check_response(decision: Decision, program: Program, *, sidecar: bool) -> CheckResponse:
+    """The answer that carries `decision`, with how it came about for sidecars of ours.
+
+    A `sidecar` of ours verifies the request's token by itself, and keeps the answer for other requests: what this
+    request's token does to headers is none of it.
+    """
     response = CheckResponse(dynamic_metadata=_metadata(decision, program))
     if decision.allowed:
         response.status.CopyFrom(Status(code=OK))
+        to_set, to_remove = decision.request_headers_to_set, decision.request_headers_to_remove
+        if sidecar:
+            to_set, to_remove = decision.policy_headers_to_set, decision.policy_headers_to_remove
         response.ok_response.CopyFrom(
             OkHttpResponse(
-                headers=_options(decision.request_headers_to_set),
-                headers_to_remove=decision.request_headers_to_remove,
+                headers=_options(to_set),
+                headers_to_remove=to_remove,
                 response_headers_to_add=_options(decision.response_headers_to_add),
             )
         )

@@ -94,7 +94,7 @@ class _Connection(asyncio.Protocol):
 
     def _answer(self, body: bytes) -> tuple[HTTPStatus, bytes]:
         try:
-            response = self._service.check(CheckRequest.FromString(body), self._caller)
+            response = self._service.check(CheckRequest.FromString(body), self._caller, sidecar=True)
         except NotYours as error:
             return HTTPStatus.FORBIDDEN, str(error).encode()
         except UnknownDestination as error:

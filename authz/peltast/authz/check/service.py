@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 
-from peltast.authz._engine import Decider, Decision, KeySets, Program, Revocations
+from peltast.authz._engine import Decider, Decision, KeySets, Program, Revocations, document_hash
 from peltast.authz.check.convert import check_response, engine_request
 from peltast.authz.revision import Revision
 from peltast.authz.revocations import NO_REVOCATIONS
@@ -40,15 +40,19 @@ class CheckService:
 
     def take(self, revision: Revision) -> None:
         """Decides by `revision` from now on. Its Rego must have been admitted."""
+        # Loading Rego takes its time, and new keys are no new programs.
+        known = {each.program.hash: each.program for loaded in self._by_principal.values() for each in loaded.values()}
         by_principal: dict[str, dict[str, _Loaded]] = {}
         for name, workload in revision.snapshot.workloads.items():
-            loaded = _Loaded(Program.load(revision.programs[name]), KeySets.load(revision.keys[name]))
+            document = revision.programs[name]
+            program = known.get(document_hash(document)) or Program.load(document)
+            loaded = _Loaded(program, KeySets.load(revision.keys[name]))
             by_principal.setdefault(workload.principal, {})[workload.address] = loaded
         self._by_principal = by_principal
         self._revocations = Revocations.load(revision.revocations)
 
-    def check(self, request: CheckRequest, caller: str) -> CheckResponse:
-        """Answers `request`, which `caller` (a SPIFFE ID) asks.
+    def check(self, request: CheckRequest, caller: str, *, sidecar: bool = False) -> CheckResponse:
+        """Answers `request`, which `caller` (a SPIFFE ID) asks; `sidecar` where that is one of ours.
 
         Raises:
             NotYours: the caller is not the request's destination.
@@ -59,7 +63,7 @@ class CheckService:
         if caller != destination:
             raise NotYours(f"{caller} asks about requests to {destination or 'nobody'}")
         decision, program = self._decide(request)
-        return check_response(decision, program)
+        return check_response(decision, program, sidecar=sidecar)
 
     def decide(self, request: CheckRequest) -> Decision:
         """The decision about `request`, for tools that ask for themselves.

@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from peltast.policies.kinds.audit import AuditPolicySpec
-from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
+from peltast.policies.kinds.authentication import PeerAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
 from peltast.policies.kinds.rego import RegoPolicySpec
+from peltast.policies.kinds.request_authentication import RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Model, Resource, Spec
 from peltast.policies.kinds.workload import ServiceSpec, WorkloadEntrySpec, WorkloadRegistrationSpec
 from peltast.policies.problems import InvalidConfiguration, Problem

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from peltast.policies.kinds.duration import DurationText, duration
 from peltast.policies.kinds.resource import Spec
 from peltast.policies.sources.documents import FieldPath
 
@@ -31,7 +32,6 @@ class OnError(StrEnum):
 
 _DEFAULT_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=5), Tier.CHECK: timedelta(milliseconds=500)}
 _MAX_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=50), Tier.CHECK: timedelta(seconds=1)}
-_UNITS = {"ms": 1, "s": 1000}
 
 
 class RegoPolicySpec(Spec):
@@ -43,15 +43,12 @@ class RegoPolicySpec(Spec):
     data: dict[str, Any] = {}
     tier: Tier = Tier.SIDECAR
     on_error: OnError = OnError.DENY
-    timeout: str | None = Field(default=None, pattern=r"^[1-9][0-9]{0,4}(ms|s)$")
+    timeout: DurationText | None = None
 
     @property
     def timeout_value(self) -> timedelta:
         """How long an evaluation may take."""
-        if self.timeout is None:
-            return _DEFAULT_TIMEOUT[self.tier]
-        number = self.timeout.rstrip("ms")
-        return timedelta(milliseconds=int(number) * _UNITS[self.timeout[len(number) :]])
+        return _DEFAULT_TIMEOUT[self.tier] if self.timeout is None else duration(self.timeout)
 
     def problems(self) -> list[tuple[FieldPath, str, str]]:
         """See :meth:`Spec.problems`."""

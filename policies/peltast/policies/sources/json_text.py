@@ -12,14 +12,24 @@ def read_json(text: str) -> Any:
     """The value of `text`.
 
     Raises:
-        ValueError: it is no JSON, is nested too deep, or holds what JSON in UTF-8 cannot: NaN, infinity, half a
-            surrogate pair.
+        ValueError: it is no JSON, is nested too deep, names a member twice, or holds what JSON in UTF-8 cannot: NaN,
+            infinity, half a surrogate pair.
     """
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_members)
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deep") from None
     except UnicodeEncodeError:
         raise ValueError("it holds half a surrogate pair") from None
     return value
+
+
+def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. What another reader would take for another value is refused."""
+    members: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in members:
+            raise ValueError(f"{name!r} is given twice")
+        members[name] = value
+    return members
