@@ -42,6 +42,7 @@ def test_an_example_compiles_to_its_output(path: Path, workloads: str) -> None:
     assert program.pop("workload") == {
         "principal": "spiffe://cluster.local/ns/shop/sa/catalog",
         "ports": {"80": 8080, "90": 9090},
+        "plaintext": [],
     }
     given: dict[str, Any] = {**program, "keys": json.loads(revision.keys[WORKLOAD])}
     wanted = yaml.safe_load(path.with_name(f"{path.stem}.out.yaml").read_text())

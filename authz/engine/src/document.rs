@@ -4,7 +4,7 @@
 //! here only its shape is checked, and whatever is not known is refused, so that an old engine never half-reads a new
 //! program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::Deserialize;
@@ -34,6 +34,9 @@ pub(crate) struct Workload {
     pub(crate) principal: String,
     /// Port of the application behind each port that peers connect to.
     pub(crate) ports: BTreeMap<u16, u16>,
+    /// Those of the ports that peers connect to which take plaintext.
+    #[serde(default)]
+    pub(crate) plaintext: BTreeSet<u16>,
 }
 
 /// One `jwtRules` entry of a RequestAuthentication.

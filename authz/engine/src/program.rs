@@ -47,6 +47,7 @@ pub struct Program {
     /// Every attribute that a decision may rest on, in the order of cache keys.
     pub(crate) attributes: Vec<Attribute>,
     ports: BTreeMap<u16, u16>,
+    plaintext: BTreeSet<u16>,
 }
 
 /// A CUSTOM policy with the place of its Rego policy in [`Program::rego`].
@@ -94,6 +95,7 @@ impl Program {
             rego,
             attributes,
             ports: document.workload.ports,
+            plaintext: document.workload.plaintext,
         })
     }
 
@@ -115,6 +117,11 @@ impl Program {
     /// Port of the application behind the port that a peer connected to.
     pub fn application_port(&self, port: u16) -> u16 {
         self.ports.get(&port).copied().unwrap_or(port)
+    }
+
+    /// Whether a peer may connect to `port` without TLS (PeerAuthentication).
+    pub fn takes_plaintext(&self, port: u16) -> bool {
+        self.plaintext.contains(&port)
     }
 
     /// The Rego policies and where each is evaluated.

@@ -42,6 +42,7 @@ def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
             "workload": {
                 "principal": workload.principal,
                 "ports": {str(port.port): port.target_port for port in workload.ports},
+                "plaintext": [port.port for port in workload.ports if workload.takes_plaintext(port.port)],
             },
             "authentication": [
                 authentication(rule, key_set_name(resource, index))

@@ -12,26 +12,26 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TypeVar
 
-from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
+from peltast.policies.kinds.authentication import RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
+from peltast.policies.kinds.peer_authentication import MtlsMode, PeerAuthenticationSpec
 from peltast.policies.kinds.registry import read_resource
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Resource, Spec
+from peltast.policies.kinds.selection import applies
 from peltast.policies.kinds.workload import (
     ServicePort,
     ServiceSpec,
     WorkloadEntrySpec,
     WorkloadRegistrationSpec,
 )
+from peltast.policies.peer_authentication import conflicts, mtls_mode
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.json_text import read_json
 
-__all__ = ["ROOT_NAMESPACE", "RegoSource", "Route", "Snapshot", "Workload", "load"]
-
-ROOT_NAMESPACE = "istio-system"
-"""Policies of this namespace apply everywhere, as by Istio's default."""
+__all__ = ["RegoSource", "Route", "Snapshot", "Workload", "load"]
 
 S = TypeVar("S", bound=Spec)
 P = TypeVar("P", AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
@@ -69,6 +69,8 @@ class Workload:
     service_account: str
     trust_domain: str
     ports: tuple[ServicePort, ...]
+    mtls: Mapping[int, MtlsMode]
+    """What each port takes from peers, by the port that they connect to."""
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
@@ -82,6 +84,14 @@ class Workload:
     def principal(self) -> str:
         """The workload's SPIFFE ID, of Istio's form."""
         return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+    def takes_mtls(self, port: int) -> bool:
+        """Whether peers speak mutual TLS to `port`, where they connect: they do wherever they can."""
+        return self.mtls[port] is not MtlsMode.DISABLE
+
+    def takes_plaintext(self, port: int) -> bool:
+        """Whether `port`, where peers connect, takes plaintext."""
+        return self.mtls[port] is not MtlsMode.STRICT
 
 
 @dataclass(frozen=True)
@@ -114,8 +124,7 @@ class Snapshot:
     def applying_to(self, workload: Workload, spec: type[P]) -> Iterator[Resource[P]]:
         """The policies of one kind that select `workload`, in order of their names."""
         for resource in self.of_kind(spec):
-            in_scope = resource.namespace in (ROOT_NAMESPACE, workload.namespace)
-            if in_scope and resource.spec.selector.selects(workload.labels):
+            if applies(resource.namespace, resource.spec.selector, workload.namespace, workload.labels):
                 yield resource
 
 
@@ -236,6 +245,7 @@ class _Linker:
         registrations = self.registrations(entries)
         plain = {name: self.plain_workload(entry, registrations.get(name)) for name, entry in entries.items()}
         self.check_addresses(entries, plain)
+        self.problems += conflicts(list(self.of(PeerAuthenticationSpec).values()), list(plain.values()))
         linked = {name: self.routed(plain[name], registration, plain) for name, registration in registrations.items()}
         return {**plain, **linked}
 
@@ -260,6 +270,12 @@ class _Linker:
     ) -> Workload:
         labels = {**entry.labels, **entry.spec.labels}
         services = [service for service in self.of(ServiceSpec).values() if selects(service, entry.namespace, labels)]
+        ports = tuple(port for service in services for port in service.spec.ports)
+        peers = [
+            policy
+            for policy in self.of(PeerAuthenticationSpec).values()
+            if applies(policy.namespace, policy.spec.selector, entry.namespace, labels)
+        ]
         return Workload(
             namespace=entry.namespace,
             name=entry.name,
@@ -267,7 +283,8 @@ class _Linker:
             labels=labels,
             service_account=entry.spec.service_account,
             trust_domain=self.trust_domain,
-            ports=tuple(port for service in services for port in service.spec.ports),
+            ports=ports,
+            mtls={port.port: mtls_mode(peers, port.target_port) for port in ports},
             command=tuple(registration.spec.command) if registration else (),
             environment=registration.spec.environment if registration else {},
         )

@@ -6,6 +6,9 @@ use crate::abi;
 use crate::envoy::LogEntry;
 use crate::worker::{self, Now, Worker};
 
+/// What records say of a connection without TLS. Istio's word for it.
+pub(crate) const PLAINTEXT: &str = "none";
+
 /// Which of Envoy's access logs this is, by the name that the configuration gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Logger {
@@ -13,7 +16,7 @@ pub(crate) enum Logger {
     Inbound,
     /// Of the connection manager that takes requests from the application.
     Outbound,
-    /// Of the listener that takes connections from peers.
+    /// Of a listener that takes TLS connections from peers.
     Listener,
 }
 
@@ -36,7 +39,7 @@ impl Logger {
             }
             Self::Outbound => record(worker, entry, Kind::Outbound, |fields| fill_outbound(fields, entry)),
             Self::Listener => {
-                if let Some(failure) = entry.handshake_failure() {
+                if let Some(failure) = entry.refusal() {
                     record(worker, entry, Kind::Refusal, |fields| fill_refusal(fields, entry, failure));
                 }
             }
@@ -57,6 +60,7 @@ fn fill_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Option<u64>) {
         None => {
             fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
             fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
+            fields.optional(Field::ConnectionSecurityPolicy, (!entry.is_tls()).then_some(PLAINTEXT));
             fill_request(fields, entry);
         }
     }

@@ -4,13 +4,17 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use peltast_engine::{Connection, Reason};
+use peltast_engine::{Connection, Program, Reason};
 
 use crate::abi;
 use crate::envoy::Stream;
 
-/// The key under which the listener's `set_filter_state` leaves `URI_SANS|EXPIRY|SERIAL` after the TLS handshake.
+/// The key under which the filter chain's `set_filter_state` leaves `URI_SANS|EXPIRY|SERIAL` after the TLS handshake,
+/// or [`PLAINTEXT`] where the chain does without one.
 const FILTER_STATE_KEY: &str = "peltast.dev.peer";
+
+/// What no certificate can make of the former: it has no `|`.
+const PLAINTEXT: &str = "plaintext";
 
 /// Connections of one worker that are remembered at a time. Beyond that all are read anew.
 const MAX_REMEMBERED: usize = 4096;
@@ -39,10 +43,28 @@ impl Peer {
     }
 }
 
+/// How a connection is secured, by what its filter chain left.
+pub(crate) enum Security {
+    /// Mutual TLS with this peer.
+    MutualTls(Peer),
+    /// Not at all: the chain asks for nothing.
+    Plaintext,
+}
+
+impl Security {
+    fn parse(state: &str) -> Option<Self> {
+        if state == PLAINTEXT {
+            Some(Self::Plaintext)
+        } else {
+            Peer::parse(state).map(Self::MutualTls)
+        }
+    }
+}
+
 /// What does not change while a connection lives.
 pub(crate) struct Downstream {
-    /// The peer; none where there is no certificate.
-    pub(crate) peer: Option<Peer>,
+    /// None where the chain left nothing that is known: nobody to talk to.
+    security: Option<Security>,
     /// Where it connects from, as Envoy writes it.
     pub(crate) source_address: Option<Box<[u8]>>,
     /// Where it connected to.
@@ -61,7 +83,7 @@ impl Downstream {
         let source = stream.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS);
         let server_name = stream.attribute(abi::ATTRIBUTE_SERVER_NAME).and_then(text);
         Self {
-            peer: stream.filter_state(FILTER_STATE_KEY).and_then(text).and_then(Peer::parse),
+            security: stream.filter_state(FILTER_STATE_KEY).and_then(text).and_then(Security::parse),
             source_address: source.map(Box::from),
             source: source.and_then(address),
             destination: stream.attribute(abi::ATTRIBUTE_DESTINATION_ADDRESS).and_then(address),
@@ -69,24 +91,41 @@ impl Downstream {
         }
     }
 
-    /// Whether the peer is one to talk to at `now`, milliseconds since 1970.
+    /// The peer; none where there is no certificate.
+    pub(crate) fn peer(&self) -> Option<&Peer> {
+        match &self.security {
+            Some(Security::MutualTls(peer)) => Some(peer),
+            _ => None,
+        }
+    }
+
+    /// Whether the connection is plaintext.
+    pub(crate) fn is_plaintext(&self) -> bool {
+        matches!(self.security, Some(Security::Plaintext))
+    }
+
+    /// Whether the peer is one to talk to at `now`, milliseconds since 1970, by `program`.
     ///
     /// # Errors
     /// What Envoy's SPIFFE validator lets pass and the standard does not: not exactly one URI SAN (X.509-SVID section
-    /// 2), or an SVID that expired while its connection lived on.
-    pub(crate) fn check(&self, now: u64) -> Result<(), Reason> {
-        let peer = self.peer.as_ref().ok_or(Reason::PeerUriSans)?;
-        if now < peer.expires? {
-            Ok(())
-        } else {
-            Err(Reason::PeerExpired)
+    /// 2), or an SVID that expired while its connection lived on. And plaintext, where the connection is older than the
+    /// program that takes none on its port.
+    pub(crate) fn check(&self, program: &Program, now: u64) -> Result<(), Reason> {
+        match &self.security {
+            Some(Security::MutualTls(peer)) if now < peer.expires? => Ok(()),
+            Some(Security::MutualTls(_)) => Err(Reason::PeerExpired),
+            Some(Security::Plaintext) => {
+                let taken = self.destination.is_some_and(|address| program.takes_plaintext(address.port()));
+                taken.then_some(()).ok_or(Reason::Plaintext)
+            }
+            None => Err(Reason::PeerUriSans),
         }
     }
 
     /// As the engine sees it.
     pub(crate) fn connection(&self) -> Connection<'_> {
         Connection {
-            source_principal: self.peer.as_ref().map(|peer| &*peer.principal),
+            source_principal: self.peer().map(|peer| &*peer.principal),
             source_ip: self.source.map(|address| address.ip()),
             source_port: self.source.map_or(0, |address| address.port()),
             destination_ip: self.destination.map(|address| address.ip()),
@@ -123,9 +162,24 @@ impl Connections {
 mod tests {
     use super::*;
 
-    fn downstream(state: &str) -> Downstream {
-        let peer = Peer::parse(state);
-        Downstream { peer, source_address: None, destination: None, source: None, server_name: None }
+    const TAKES_PLAINTEXT: u16 = 8443;
+    const TAKES_NONE: u16 = 9443;
+
+    fn program() -> Program {
+        let document = r#"{"schema": 1, "authentication": [], "rego": [], "policies": [], "workload":
+            {"principal": "spiffe://a/b", "ports": {"8443": 8080, "9443": 9090}, "plaintext": [8443]}}"#;
+        Program::load(document.as_bytes()).expect("a program")
+    }
+
+    fn downstream(state: &str, port: u16) -> Downstream {
+        let destination = Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        Downstream {
+            security: Security::parse(state),
+            source_address: None,
+            destination,
+            source: None,
+            server_name: None,
+        }
     }
 
     #[test]
@@ -136,22 +190,41 @@ mod tests {
             ("spiffe://a/ns/x/sa/y|-|01", Err(Reason::PeerExpired)),
             ("spiffe://a/x,spiffe://a/y|10|01", Err(Reason::PeerUriSans)),
             ("https://a/x|10|01", Err(Reason::PeerUriSans)),
+            ("plaintext|10|01", Err(Reason::PeerUriSans)),
+            ("plaintext,|10|01", Err(Reason::PeerUriSans)),
             ("-|10|01", Err(Reason::PeerUriSans)),
             ("spiffe://a/x|10", Err(Reason::PeerUriSans)),
             ("spiffe://a/x|10|01|02", Err(Reason::PeerUriSans)),
             ("", Err(Reason::PeerUriSans)),
         ];
         for (state, wanted) in table {
-            assert_eq!(downstream(state).check(9_500), wanted, "{state}");
+            for port in [TAKES_NONE, TAKES_PLAINTEXT] {
+                let downstream = downstream(state, port);
+                assert_eq!(downstream.check(&program(), 9_500), wanted, "{state} at {port}");
+                assert!(!downstream.is_plaintext(), "{state}");
+            }
         }
     }
 
     #[test]
+    fn plaintext_is_taken_where_the_program_says_so() {
+        let table = [(TAKES_PLAINTEXT, Ok(())), (TAKES_NONE, Err(Reason::Plaintext)), (1, Err(Reason::Plaintext))];
+        for (port, wanted) in table {
+            let downstream = downstream("plaintext", port);
+            assert_eq!(downstream.check(&program(), 0), wanted, "{port}");
+            assert!(downstream.is_plaintext() && downstream.peer().is_none());
+            assert_eq!(downstream.connection().source_principal, None);
+        }
+        let nowhere = Downstream { destination: None, ..downstream("plaintext", TAKES_PLAINTEXT) };
+        assert_eq!(nowhere.check(&program(), 0), Err(Reason::Plaintext), "to a port that is not known");
+    }
+
+    #[test]
     fn a_refused_peer_is_named_for_the_record() {
-        let refused = downstream("spiffe://a/x,spiffe://a/y|10|01");
+        let refused = downstream("spiffe://a/x,spiffe://a/y|10|01", TAKES_NONE);
         assert_eq!(
-            refused.peer.map(|peer| (peer.principal, peer.serial)),
-            Some(("spiffe://a/x,spiffe://a/y".into(), "01".into(),))
+            refused.peer().map(|peer| (&*peer.principal, &*peer.serial)),
+            Some(("spiffe://a/x,spiffe://a/y", "01"))
         );
     }
 }

@@ -11,6 +11,7 @@ use peltast_engine::{
 };
 
 use crate::abi;
+use crate::access_log::PLAINTEXT;
 use crate::callout;
 use crate::config::keys;
 use crate::downstream::Downstream;
@@ -134,7 +135,7 @@ impl StreamState {
         if !worker::with(|worker| worker.has_room()) {
             return Step::Concluded(self.refuse(stream, Reason::SpoolUnavailable, &downstream, now));
         }
-        if let Err(reason) = downstream.check(now.ms()) {
+        if let Err(reason) = downstream.check(&self.program, now.ms()) {
             return Step::Concluded(self.refuse(stream, reason, &downstream, now));
         }
         let Some(keys) = keys() else {
@@ -206,7 +207,7 @@ impl StreamState {
         let now = Now::read();
         let answer = Answer { decision, cached: false, token: question.token };
         let downstream = downstream(stream);
-        match (downstream.check(now.ms()), keys()) {
+        match (downstream.check(&self.program, now.ms()), keys()) {
             (Ok(()), Some(keys)) => self.record(stream, answer, &downstream, &keys, now),
             (Err(reason), _) => self.refuse(stream, reason, &downstream, now),
             (_, None) => self.refuse(stream, Reason::NotReady, &downstream, now),
@@ -253,9 +254,10 @@ impl StreamState {
     fn fill(&self, fields: &mut Fields<'_>, stream: &Stream, outcome: &Outcome<'_>) {
         let decision = outcome.decision;
         let downstream = outcome.downstream;
-        fields.optional(Field::SourcePrincipal, downstream.peer.as_ref().map(|peer| peer.principal.as_bytes()));
-        fields.optional(Field::SourceSerial, downstream.peer.as_ref().map(|peer| peer.serial.as_bytes()));
+        fields.optional(Field::SourcePrincipal, downstream.peer().map(|peer| peer.principal.as_bytes()));
+        fields.optional(Field::SourceSerial, downstream.peer().map(|peer| peer.serial.as_bytes()));
         fields.optional(Field::SourceAddress, downstream.source_address.as_ref());
+        fields.optional(Field::ConnectionSecurityPolicy, downstream.is_plaintext().then_some(PLAINTEXT));
         fields.bytes(Field::DestinationPrincipal, self.program.principal().as_bytes());
         if let Some(address) = downstream.destination {
             fields.number(Field::DestinationPort, u64::from(self.program.application_port(address.port())));

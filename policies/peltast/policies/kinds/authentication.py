@@ -1,13 +1,11 @@
-"""RequestAuthentication and PeerAuthentication, as Istio writes them.
+"""RequestAuthentication, as Istio writes it.
 
 https://istio.io/latest/docs/reference/config/security/request_authentication/
-https://istio.io/latest/docs/reference/config/security/peer_authentication/
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from enum import StrEnum
 from typing import ClassVar
 
 from pydantic import Field
@@ -17,7 +15,7 @@ from peltast.policies.kinds.selection import WorkloadSelector
 from peltast.policies.sources.documents import FieldPath
 from peltast.policies.sources.json_text import read_json
 
-__all__ = ["JwtRule", "MtlsMode", "PeerAuthenticationSpec", "RequestAuthenticationSpec"]
+__all__ = ["JwtRule", "RequestAuthenticationSpec"]
 
 _BEARER_ONLY = "tokens are taken from the Authorization header only, for now"
 _NO_OUTPUT = "claims are not copied to headers yet"
@@ -68,25 +66,3 @@ class RequestAuthenticationSpec(Spec):
             except ValueError as error:
                 found.append(((*at, "jwks"), f"not JSON: {error}", "a JWK Set (RFC 7517) is expected"))
         return found
-
-
-class MtlsMode(StrEnum):
-    """Whether a workload takes connections without mutual TLS."""
-
-    UNSET = "UNSET"
-    STRICT = "STRICT"
-
-
-class Mtls(Model):
-    """The mTLS settings of a workload."""
-
-    mode: MtlsMode = MtlsMode.UNSET
-
-
-class PeerAuthenticationSpec(Spec):
-    """The spec of a PeerAuthentication. Peltast is STRICT everywhere; PERMISSIVE and DISABLE are not there yet."""
-
-    refused: ClassVar = {"portLevelMtls": "only STRICT is there yet, and it holds on every port"}
-
-    selector: WorkloadSelector = WorkloadSelector()
-    mtls: Mtls = Mtls()

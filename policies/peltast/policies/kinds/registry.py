@@ -9,8 +9,9 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from peltast.policies.kinds.authentication import PeerAuthenticationSpec, RequestAuthenticationSpec
+from peltast.policies.kinds.authentication import RequestAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
+from peltast.policies.kinds.peer_authentication import PeerAuthenticationSpec
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Model, Resource, Spec
 from peltast.policies.kinds.workload import ServiceSpec, WorkloadEntrySpec, WorkloadRegistrationSpec

@@ -16,7 +16,15 @@ from google.protobuf.wrappers_pb2 import BytesValue
 
 from xds.type.v3.typed_struct_pb2 import TypedStruct
 
-__all__ = ["KEYS", "PROGRAM", "access_log", "filter_by_ecds", "filter_config", "peer_filter_state"]
+__all__ = [
+    "KEYS",
+    "PROGRAM",
+    "access_log",
+    "filter_by_ecds",
+    "filter_config",
+    "peer_filter_state",
+    "plaintext_filter_state",
+]
 
 PROGRAM, KEYS = "program", "keys"
 """Names of the module's two HTTP filters, and of their ECDS resources."""
@@ -56,12 +64,21 @@ def access_log(module: str, name: str) -> AccessLog:
 
 def peer_filter_state() -> Filter:
     """Leaves who the peer is in the connection's filter state, once its handshake is over."""
+    return _filter_state("on_downstream_tls_handshake", _PEER_FORMAT)
+
+
+def plaintext_filter_state() -> Filter:
+    """Leaves there that nobody proved to be anybody: without this word the module takes no request without a peer."""
+    return _filter_state("on_new_connection", "plaintext")
+
+
+def _filter_state(when: str, text: str) -> Filter:
     entry = {
         "object_key": _PEER_KEY,
         "factory_key": "envoy.string",
-        "format_string": {"text_format_source": {"inline_string": _PEER_FORMAT}},
+        "format_string": {"text_format_source": {"inline_string": text}},
     }
-    value = {"on_downstream_tls_handshake": [entry]}
+    value = {when: [entry]}
     return Filter(name="envoy.filters.network.set_filter_state", typed_config=_typed_struct(_FILTER_STATE_TYPE, value))
 
 
