@@ -30,11 +30,11 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import BoolValue
 
 from peltast.authz.revision import Revision
-from peltast.policies.kinds.peer_authentication import MtlsMode
 from peltast.policies.kinds.workload import ServicePort
 from peltast.policies.snapshot import Route, Workload
 from peltast.proxy.xds import module as dynamic_module
 from peltast.proxy.xds import tls
+from peltast.proxy.xds.peers import speak_plaintext, take_peers
 from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, Resources, resource
 
 __all__ = ["CHECK_CLUSTER", "Surroundings", "compile_resources"]
@@ -100,38 +100,10 @@ def inbound_listener(workload: Workload, port: ServicePort, module: str) -> List
         name=f"inbound_{port.port}",
         address=socket_address(workload.address, port.port),
     )
-    take_peers(listener, workload.mtls[port.port], manager_filter(manager))
+    take_peers(listener, workload.mtls[port.port], [manager_filter(manager)])
     if workload.takes_mtls(port.port):  # else there is nothing that it would refuse before a request
         listener.access_log.append(dynamic_module.access_log(module, "listener"))
     return without_reuse_port(listener)
-
-
-def take_peers(listener: Listener, mode: MtlsMode, last: Filter) -> None:
-    """Gives `listener` the filter chains of `mode`, each of which ends with the filter `last`."""
-    if mode is not MtlsMode.DISABLE:
-        listener.filter_chains.append(mutual_tls_chain(last))
-    if mode is not MtlsMode.STRICT:
-        listener.filter_chains.append(plaintext_chain(last))
-    if mode is MtlsMode.PERMISSIVE:
-        for chain, protocol in zip(listener.filter_chains, ("tls", "raw_buffer"), strict=True):
-            chain.filter_chain_match.transport_protocol = protocol
-        # Who says nothing at all is of neither protocol.
-        listener.listener_filters.append(tls.inspector())
-        listener.listener_filters_timeout.CopyFrom(_HEADERS_TIMEOUT)
-
-
-def mutual_tls_chain(last: Filter) -> FilterChain:
-    """Takes peers that show an SVID."""
-    return FilterChain(
-        transport_socket=tls.downstream(),
-        transport_socket_connect_timeout=_HEADERS_TIMEOUT,
-        filters=[dynamic_module.peer_filter_state(), last],
-    )
-
-
-def plaintext_chain(last: Filter) -> FilterChain:
-    """Takes anybody, as nobody."""
-    return FilterChain(filters=[dynamic_module.plaintext_filter_state(), last])
 
 
 def outbound_listener(workload: Workload, route: Route, module: str) -> Listener:
@@ -214,18 +186,8 @@ def outbound_cluster(route: Route) -> Cluster:
     principals = [endpoint.principal for endpoint in route.endpoints]
     socket = tls.upstream(principals, route.host)
     cluster = static_cluster(outbound_cluster_name(route), addresses, route.protocol, socket)
-    speak_plaintext(cluster, [not endpoint.takes_mtls(route.destination_port) for endpoint in route.endpoints])
+    speak_plaintext(cluster, (not endpoint.takes_mtls(route.destination_port) for endpoint in route.endpoints))
     return cluster
-
-
-def speak_plaintext(cluster: Cluster, endpoints: Sequence[bool]) -> None:
-    """Speaks plaintext to those of the cluster's endpoints for which `endpoints` says so."""
-    [locality] = cluster.load_assignment.endpoints
-    for endpoint, plaintext in zip(locality.lb_endpoints, endpoints, strict=True):
-        if plaintext:
-            tls.mark_plaintext(endpoint)
-    if any(endpoints):
-        cluster.transport_socket_matches.append(tls.plaintext_where_marked())
 
 
 def check_cluster(surroundings: Surroundings) -> Cluster:

@@ -1,21 +1,13 @@
-"""TLS between sidecars, and from sidecars to the control plane: 1.3 only, SVIDs by SDS, peers by SPIFFE ID.
-
-And plaintext, where a PeerAuthentication asks for it: by inspection of what comes, and by a mark on whom is called.
-"""
+"""TLS between sidecars, and from sidecars to the control plane: 1.3 only, SVIDs by SDS, peers by SPIFFE ID."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
-from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.core.v3.base_pb2 import TransportSocket
 from envoy.config.core.v3.config_source_pb2 import ApiConfigSource, ConfigSource
 from envoy.config.core.v3.grpc_service_pb2 import GrpcService
-from envoy.config.endpoint.v3.endpoint_components_pb2 import LbEndpoint
-from envoy.config.listener.v3.listener_components_pb2 import ListenerFilter
-from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
-from envoy.extensions.transport_sockets.raw_buffer.v3.raw_buffer_pb2 import RawBuffer
 from envoy.extensions.transport_sockets.tls.v3.common_pb2 import (
     CertificateValidationContext,
     SubjectAltNameMatcher,
@@ -32,14 +24,10 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from peltast.identity.sds import BUNDLES_SECRET, SVID_SECRET
 
-__all__ = ["AGENT_CLUSTER", "downstream", "inspector", "mark_plaintext", "plaintext_where_marked", "upstream"]
+__all__ = ["AGENT_CLUSTER", "downstream", "upstream"]
 
 AGENT_CLUSTER = "peltast-agent"
 """The cluster in every sidecar's bootstrap that leads to its agent's socket."""
-
-_RAW_BUFFER = "envoy.transport_sockets.raw_buffer"
-_PLAINTEXT = {"tlsMode": "disabled"}
-"""Metadata of an endpoint without mutual TLS, as Istio writes it."""
 
 # The default maximum of Envoy's upstream TLS is 1.2, and the failure would say "connection failure" only.
 _PARAMETERS = TlsParameters(
@@ -67,26 +55,6 @@ def downstream() -> TransportSocket:
 def upstream(principals: Iterable[str], server_name: str) -> TransportSocket:
     """For connections to a peer that has one of `principals` (SPIFFE IDs)."""
     return _socket(UpstreamTlsContext(common_tls_context=_common(principals), sni=server_name))
-
-
-def inspector() -> ListenerFilter:
-    """Tells TLS from plaintext by a connection's first bytes, for `filter_chain_match.transport_protocol`."""
-    listener_filter = ListenerFilter(name="envoy.filters.listener.tls_inspector")
-    listener_filter.typed_config.Pack(TlsInspector())
-    return listener_filter
-
-
-def plaintext_where_marked() -> Any:
-    """For a cluster beside its own transport socket: plaintext to endpoints of :func:`mark_plaintext` only."""
-    match = Cluster.TransportSocketMatch(name="plaintext", transport_socket=TransportSocket(name=_RAW_BUFFER))
-    match.transport_socket.typed_config.Pack(RawBuffer())
-    match.match.update(_PLAINTEXT)
-    return match
-
-
-def mark_plaintext(endpoint: LbEndpoint) -> None:
-    """Marks an endpoint that has no mutual TLS."""
-    endpoint.metadata.filter_metadata["envoy.transport_socket_match"].update(_PLAINTEXT)
 
 
 def _common(principals: Iterable[str]) -> CommonTlsContext:
