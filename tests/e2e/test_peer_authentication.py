@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from spiffe import SpiffeId
+from support import running
 from support.http import Connection, Response, ask
 from support.peer import context, svid_for
 from support.running import ALLOW, APPLICATION_PORT, CLIENT, EGRESS_PORT, SERVER, SIDECAR_PORT, RunningMesh, eventually
@@ -216,6 +217,48 @@ async def test_a_disabled_port_takes_plaintext_only_and_callers_speak_it(
             ("127.0.0.1", APPLICATION_PORT, "deny", "no_allow_rule"): 1,
             ("127.0.0.1", None, "deny", "http1.codec_error"): 1,
         }
+
+
+SECOND = """
+---
+apiVersion: networking.istio.io/v1
+kind: WorkloadEntry
+metadata: {name: second, namespace: shop}
+spec: {address: @ADDRESS@, labels: {app: server, shard: second}, serviceAccount: second}
+---
+apiVersion: peltast.dev/v1
+kind: WorkloadRegistration
+metadata: {name: second, namespace: shop}
+spec: {workload: second, command: [python, @ECHO@], environment: {LISTEN: "@ADDRESS@:8080"}}
+---
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata: {name: second, namespace: shop}
+spec: {selector: {matchLabels: {shard: second}}, mtls: {mode: DISABLE}}
+"""
+
+
+async def test_callers_speak_to_each_workload_of_a_service_as_it_takes(folder: Path, state: Path) -> None:
+    echo = Path(running.__file__).with_name("echo.py")
+    (folder / "second.yaml").write_text(SECOND.replace("@ADDRESS@", "127.0.20.3").replace("@ECHO@", str(echo)))
+    async with RunningMesh(folder, state) as mesh:
+        for _ in range(8):
+            assert (await ask(CLIENT, EGRESS_PORT, "GET", "/public")).status == 200
+        database = await mesh.connect()
+
+        async def seen() -> set[tuple[Any, ...]] | None:
+            found = await database.fetch("SELECT * FROM requests WHERE effect = 'allow'")
+            who = {
+                tuple(row[name] for name in ("owner", "source_principal", "connection_security_policy"))
+                for row in found
+            }
+            return who if len(found) == 8 else None
+
+        assert await eventually(seen, "eight rows") == {
+            (SERVER_ID, CLIENT_ID, None),
+            ("spiffe://cluster.local/ns/shop/sa/second", None, "none"),
+        }
+        await database.close()
 
 
 async def test_one_port_of_a_strict_workload_may_take_plaintext(folder: Path, state: Path, tmp_path: Path) -> None:

@@ -18,20 +18,22 @@ from peltast.policies.kinds.peer_authentication import MtlsMode, PeerAuthenticat
 from peltast.policies.kinds.registry import read_resource
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Resource, Spec
-from peltast.policies.kinds.selection import applies
 from peltast.policies.kinds.workload import (
     ServicePort,
     ServiceSpec,
     WorkloadEntrySpec,
     WorkloadRegistrationSpec,
 )
-from peltast.policies.peer_authentication import conflicts, mtls_mode
+from peltast.policies.peer_authentication import PeerAuthentications
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.json_text import read_json
 
-__all__ = ["RegoSource", "Route", "Snapshot", "Workload", "load"]
+__all__ = ["ROOT_NAMESPACE", "RegoSource", "Route", "Snapshot", "Workload", "load"]
+
+ROOT_NAMESPACE = "istio-system"
+"""Policies of this namespace apply everywhere, as by Istio's default."""
 
 S = TypeVar("S", bound=Spec)
 P = TypeVar("P", AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
@@ -124,7 +126,8 @@ class Snapshot:
     def applying_to(self, workload: Workload, spec: type[P]) -> Iterator[Resource[P]]:
         """The policies of one kind that select `workload`, in order of their names."""
         for resource in self.of_kind(spec):
-            if applies(resource.namespace, resource.spec.selector, workload.namespace, workload.labels):
+            in_scope = resource.namespace in (ROOT_NAMESPACE, workload.namespace)
+            if in_scope and resource.spec.selector.selects(workload.labels):
                 yield resource
 
 
@@ -185,6 +188,7 @@ class _Linker:
         self.files = files
         self.trust_domain = trust_domain
         self.problems: list[Problem] = []
+        self.peers = PeerAuthentications(tuple(self.of(PeerAuthenticationSpec).values()), ROOT_NAMESPACE)
 
     def of(self, spec: type[S]) -> dict[str, Resource[S]]:
         found = (resource for resource in self.resources if isinstance(resource.spec, spec))
@@ -245,7 +249,7 @@ class _Linker:
         registrations = self.registrations(entries)
         plain = {name: self.plain_workload(entry, registrations.get(name)) for name, entry in entries.items()}
         self.check_addresses(entries, plain)
-        self.problems += conflicts(list(self.of(PeerAuthenticationSpec).values()), list(plain.values()))
+        self.problems += self.peers.problems(list(plain.values()))
         linked = {name: self.routed(plain[name], registration, plain) for name, registration in registrations.items()}
         return {**plain, **linked}
 
@@ -271,11 +275,6 @@ class _Linker:
         labels = {**entry.labels, **entry.spec.labels}
         services = [service for service in self.of(ServiceSpec).values() if selects(service, entry.namespace, labels)]
         ports = tuple(port for service in services for port in service.spec.ports)
-        peers = [
-            policy
-            for policy in self.of(PeerAuthenticationSpec).values()
-            if applies(policy.namespace, policy.spec.selector, entry.namespace, labels)
-        ]
         return Workload(
             namespace=entry.namespace,
             name=entry.name,
@@ -284,7 +283,7 @@ class _Linker:
             service_account=entry.spec.service_account,
             trust_domain=self.trust_domain,
             ports=ports,
-            mtls={port.port: mtls_mode(peers, port.target_port) for port in ports},
+            mtls={port.port: self.peers.mode(entry.namespace, labels, port.target_port) for port in ports},
             command=tuple(registration.spec.command) if registration else (),
             environment=registration.spec.environment if registration else {},
         )

@@ -39,7 +39,7 @@ impl Logger {
             }
             Self::Outbound => record(worker, entry, Kind::Outbound, |fields| fill_outbound(fields, entry)),
             Self::Listener => {
-                if let Some(failure) = entry.refusal() {
+                if let Some(failure) = entry.handshake_failure() {
                     record(worker, entry, Kind::Refusal, |fields| fill_refusal(fields, entry, failure));
                 }
             }

@@ -43,28 +43,12 @@ impl Peer {
     }
 }
 
-/// How a connection is secured, by what its filter chain left.
-pub(crate) enum Security {
-    /// Mutual TLS with this peer.
-    MutualTls(Peer),
-    /// Not at all: the chain asks for nothing.
-    Plaintext,
-}
-
-impl Security {
-    fn parse(state: &str) -> Option<Self> {
-        if state == PLAINTEXT {
-            Some(Self::Plaintext)
-        } else {
-            Peer::parse(state).map(Self::MutualTls)
-        }
-    }
-}
-
 /// What does not change while a connection lives.
 pub(crate) struct Downstream {
-    /// None where the chain left nothing that is known: nobody to talk to.
-    security: Option<Security>,
+    /// The peer; none where there is no certificate.
+    pub(crate) peer: Option<Peer>,
+    /// Whether the filter chain took it without TLS. Where there is no peer either, there is nobody to talk to.
+    pub(crate) plaintext: bool,
     /// Where it connects from, as Envoy writes it.
     pub(crate) source_address: Option<Box<[u8]>>,
     /// Where it connected to.
@@ -82,26 +66,15 @@ impl Downstream {
         };
         let source = stream.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS);
         let server_name = stream.attribute(abi::ATTRIBUTE_SERVER_NAME).and_then(text);
+        let state = stream.filter_state(FILTER_STATE_KEY).and_then(text);
         Self {
-            security: stream.filter_state(FILTER_STATE_KEY).and_then(text).and_then(Security::parse),
+            peer: state.and_then(Peer::parse),
+            plaintext: state == Some(PLAINTEXT),
             source_address: source.map(Box::from),
             source: source.and_then(address),
             destination: stream.attribute(abi::ATTRIBUTE_DESTINATION_ADDRESS).and_then(address),
             server_name: server_name.filter(|name| !name.is_empty()).map(Box::from),
         }
-    }
-
-    /// The peer; none where there is no certificate.
-    pub(crate) fn peer(&self) -> Option<&Peer> {
-        match &self.security {
-            Some(Security::MutualTls(peer)) => Some(peer),
-            _ => None,
-        }
-    }
-
-    /// Whether the connection is plaintext.
-    pub(crate) fn is_plaintext(&self) -> bool {
-        matches!(self.security, Some(Security::Plaintext))
     }
 
     /// Whether the peer is one to talk to at `now`, milliseconds since 1970, by `program`.
@@ -111,21 +84,19 @@ impl Downstream {
     /// 2), or an SVID that expired while its connection lived on. And plaintext, where the connection is older than the
     /// program that takes none on its port.
     pub(crate) fn check(&self, program: &Program, now: u64) -> Result<(), Reason> {
-        match &self.security {
-            Some(Security::MutualTls(peer)) if now < peer.expires? => Ok(()),
-            Some(Security::MutualTls(_)) => Err(Reason::PeerExpired),
-            Some(Security::Plaintext) => {
-                let taken = self.destination.is_some_and(|address| program.takes_plaintext(address.port()));
-                taken.then_some(()).ok_or(Reason::Plaintext)
-            }
-            None => Err(Reason::PeerUriSans),
+        match &self.peer {
+            Some(peer) if now < peer.expires? => Ok(()),
+            Some(_) => Err(Reason::PeerExpired),
+            None if !self.plaintext => Err(Reason::PeerUriSans),
+            None if self.destination.is_some_and(|address| program.takes_plaintext(address.port())) => Ok(()),
+            None => Err(Reason::Plaintext),
         }
     }
 
     /// As the engine sees it.
     pub(crate) fn connection(&self) -> Connection<'_> {
         Connection {
-            source_principal: self.peer().map(|peer| &*peer.principal),
+            source_principal: self.peer.as_ref().map(|peer| &*peer.principal),
             source_ip: self.source.map(|address| address.ip()),
             source_port: self.source.map_or(0, |address| address.port()),
             destination_ip: self.destination.map(|address| address.ip()),
@@ -160,10 +131,12 @@ impl Connections {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
 
-    const TAKES_PLAINTEXT: u16 = 8443;
-    const TAKES_NONE: u16 = 9443;
+    const TAKES_PLAINTEXT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
+    const TAKES_NONE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9443);
 
     fn program() -> Program {
         let document = r#"{"schema": 1, "authentication": [], "rego": [], "policies": [], "workload":
@@ -171,15 +144,11 @@ mod tests {
         Program::load(document.as_bytes()).expect("a program")
     }
 
-    fn downstream(state: &str, port: u16) -> Downstream {
-        let destination = Some(SocketAddr::from(([127, 0, 0, 1], port)));
-        Downstream {
-            security: Security::parse(state),
-            source_address: None,
-            destination,
-            source: None,
-            server_name: None,
-        }
+    /// A connection to where plaintext is taken.
+    fn downstream(state: &str) -> Downstream {
+        let (peer, plaintext) = (Peer::parse(state), state == PLAINTEXT);
+        let destination = Some(TAKES_PLAINTEXT);
+        Downstream { peer, plaintext, source_address: None, destination, source: None, server_name: None }
     }
 
     #[test]
@@ -191,40 +160,40 @@ mod tests {
             ("spiffe://a/x,spiffe://a/y|10|01", Err(Reason::PeerUriSans)),
             ("https://a/x|10|01", Err(Reason::PeerUriSans)),
             ("plaintext|10|01", Err(Reason::PeerUriSans)),
-            ("plaintext,|10|01", Err(Reason::PeerUriSans)),
             ("-|10|01", Err(Reason::PeerUriSans)),
             ("spiffe://a/x|10", Err(Reason::PeerUriSans)),
             ("spiffe://a/x|10|01|02", Err(Reason::PeerUriSans)),
             ("", Err(Reason::PeerUriSans)),
         ];
         for (state, wanted) in table {
-            for port in [TAKES_NONE, TAKES_PLAINTEXT] {
-                let downstream = downstream(state, port);
-                assert_eq!(downstream.check(&program(), 9_500), wanted, "{state} at {port}");
-                assert!(!downstream.is_plaintext(), "{state}");
+            for destination in [TAKES_PLAINTEXT, TAKES_NONE] {
+                let downstream = Downstream { destination: Some(destination), ..downstream(state) };
+                assert_eq!(downstream.check(&program(), 9_500), wanted, "{state} to {destination}");
             }
         }
     }
 
     #[test]
-    fn plaintext_is_taken_where_the_program_says_so() {
-        let table = [(TAKES_PLAINTEXT, Ok(())), (TAKES_NONE, Err(Reason::Plaintext)), (1, Err(Reason::Plaintext))];
-        for (port, wanted) in table {
-            let downstream = downstream("plaintext", port);
-            assert_eq!(downstream.check(&program(), 0), wanted, "{port}");
-            assert!(downstream.is_plaintext() && downstream.peer().is_none());
+    fn plaintext_is_taken_where_the_program_says_so_and_as_from_nobody() {
+        let table = [
+            (Some(TAKES_PLAINTEXT), Ok(())),
+            (Some(TAKES_NONE), Err(Reason::Plaintext)),
+            (Some(SocketAddr::from(([127, 0, 0, 1], 1))), Err(Reason::Plaintext)),
+            (None, Err(Reason::Plaintext)),
+        ];
+        for (destination, wanted) in table {
+            let downstream = Downstream { destination, ..downstream("plaintext") };
+            assert_eq!(downstream.check(&program(), 0), wanted, "{destination:?}");
             assert_eq!(downstream.connection().source_principal, None);
         }
-        let nowhere = Downstream { destination: None, ..downstream("plaintext", TAKES_PLAINTEXT) };
-        assert_eq!(nowhere.check(&program(), 0), Err(Reason::Plaintext), "to a port that is not known");
     }
 
     #[test]
     fn a_refused_peer_is_named_for_the_record() {
-        let refused = downstream("spiffe://a/x,spiffe://a/y|10|01", TAKES_NONE);
+        let refused = downstream("spiffe://a/x,spiffe://a/y|10|01");
         assert_eq!(
-            refused.peer().map(|peer| (&*peer.principal, &*peer.serial)),
-            Some(("spiffe://a/x,spiffe://a/y", "01"))
+            refused.peer.map(|peer| (peer.principal, peer.serial)),
+            Some(("spiffe://a/x,spiffe://a/y".into(), "01".into(),))
         );
     }
 }

@@ -290,7 +290,7 @@ impl LogEntry {
     ///
     /// Envoy's TLS inspector leaves a failure on plaintext, too, which has a filter chain of its own; and none on a
     /// connection that ended before it could tell.
-    pub(crate) fn refusal(&self) -> Option<&[u8]> {
+    pub(crate) fn handshake_failure(&self) -> Option<&[u8]> {
         // SAFETY: see `worker_index`.
         let failure = self.text(|log, value| unsafe {
             abi::envoy_dynamic_module_callback_access_logger_get_downstream_transport_failure_reason(log, value)

@@ -254,10 +254,10 @@ impl StreamState {
     fn fill(&self, fields: &mut Fields<'_>, stream: &Stream, outcome: &Outcome<'_>) {
         let decision = outcome.decision;
         let downstream = outcome.downstream;
-        fields.optional(Field::SourcePrincipal, downstream.peer().map(|peer| peer.principal.as_bytes()));
-        fields.optional(Field::SourceSerial, downstream.peer().map(|peer| peer.serial.as_bytes()));
+        fields.optional(Field::SourcePrincipal, downstream.peer.as_ref().map(|peer| peer.principal.as_bytes()));
+        fields.optional(Field::SourceSerial, downstream.peer.as_ref().map(|peer| peer.serial.as_bytes()));
         fields.optional(Field::SourceAddress, downstream.source_address.as_ref());
-        fields.optional(Field::ConnectionSecurityPolicy, downstream.is_plaintext().then_some(PLAINTEXT));
+        fields.optional(Field::ConnectionSecurityPolicy, downstream.plaintext.then_some(PLAINTEXT));
         fields.bytes(Field::DestinationPrincipal, self.program.principal().as_bytes());
         if let Some(address) = downstream.destination {
             fields.number(Field::DestinationPort, u64::from(self.program.application_port(address.port())));
