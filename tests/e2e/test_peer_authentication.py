@@ -161,21 +161,32 @@ async def test_a_permissive_port_takes_no_bad_certificate_for_plaintext(
         ]
 
 
-async def test_what_is_neither_tls_nor_http_is_on_record(folder: Path, state: Path, tmp_path: Path) -> None:
-    set_mode(folder, "PERMISSIVE")
+ATTEMPTS = [b"", OVERSIZE_CLIENT_HELLO, HTTP2_PREFACE, b"NO HTTP\r\n\r\n"]
+REFUSED = ("refusal", None, "deny", "handshake_failed", None, None)
+PLAINTEXT = ("refusal", None, "deny", "plaintext", None, None)
+NO_HTTP = ("end", None, "deny", "http1.codec_error")
+
+
+@pytest.mark.parametrize(
+    ("mode", "recorded"),
+    [
+        # Who comes and goes in silence failed no handshake; where TLS is optional, it is not told from who did.
+        ("STRICT", [REFUSED, PLAINTEXT, PLAINTEXT]),
+        # A preface in plaintext is no request yet.
+        ("PERMISSIVE", [REFUSED, REFUSED, (*NO_HTTP, None, "none")]),
+    ],
+)
+async def test_what_is_neither_tls_nor_http_is_on_record(
+    folder: Path, state: Path, tmp_path: Path, mode: str, recorded: list[tuple[Any, ...]]
+) -> None:
+    set_mode(folder, mode)
     async with RunningMesh(folder, state) as mesh:
         mutual = context(tmp_path / "client", svid_for(state, CLIENT_ID))
-        await send(None, b"")
-        await send(None, OVERSIZE_CLIENT_HELLO)
-        await send(None, HTTP2_PREFACE)
-        await send(None, b"NO HTTP\r\n\r\n")
+        for attempt in ATTEMPTS:
+            await send(None, attempt)
         await send(mutual, b"NO HTTP\r\n\r\n")
-        assert [told(row) for row in await rows(mesh, 4)] == [
-            ("refusal", None, "deny", "handshake_failed", None, None),
-            ("refusal", None, "deny", "handshake_failed", None, None),
-            ("end", None, "deny", "http1.codec_error", None, "none"),
-            ("end", None, "deny", "http1.codec_error", CLIENT_ID, None),
-        ]
+        expected = [*recorded, (*NO_HTTP, CLIENT_ID, None)]
+        assert [told(row) for row in await rows(mesh, len(expected))] == expected
 
 
 async def test_in_plaintext_nobody_can_claim_to_be_somebody(folder: Path, state: Path) -> None:
