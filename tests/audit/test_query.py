@@ -9,6 +9,7 @@ import pytest
 from peltast.audit.collector.collect import take_in
 from peltast.audit.query import follow, requests
 from peltast.audit.reports.access import access_report
+from peltast.audit.reports.plaintext import plaintext_report
 from peltast.audit.reports.report import to_csv
 
 Spool = Any
@@ -156,3 +157,24 @@ async def test_the_access_report_counts_who_was_let_to_whom(
         (STOREFRONT, principal, "deny", None, None, "no rule", 1, 0),
     )
     assert to_csv(report) == to_csv(await access_report(auditor))
+
+
+async def test_the_plaintext_report_counts_who_still_speaks_it(
+    auditor: Connection, spool: Spool, shipped: Any, principal: str
+) -> None:
+    plaintext = {"destination_principal": principal, "destination_port": 8080, "connection_security_policy": "none"}
+    for port in (40001, 40002):
+        spool.append(**plaintext, source_address=f"10.0.0.7:{port}", effect="allow", reason="allow_rule")
+    spool.append(**plaintext, source_address="10.0.0.7:40001", effect="deny", reason="no_allow_rule")
+    spool.append(**plaintext, source_address="[fd00::7]:40001", effect="allow", reason="allow_rule")
+    spool.append("refusal", source_address="10.0.0.8:1", effect="deny", reason="plaintext")
+    spool.append("refusal", source_address="10.0.0.9:1", effect="deny", reason="no_certificate")
+    spool.append(source_principal=STOREFRONT, source_address="10.0.0.9:1", effect="allow", reason="allow_rule")
+    await shipped()
+    last = "2026-09-21T14:13:20Z"
+    assert (await plaintext_report(auditor)).rows == (
+        ("10.0.0.8", principal, None, "deny", "plaintext", 1, last),
+        ("10.0.0.7", principal, 8080, "allow", "allow_rule", 2, last),
+        ("10.0.0.7", principal, 8080, "deny", "no_allow_rule", 1, last),
+        ("[fd00::7]", principal, 8080, "allow", "allow_rule", 1, last),
+    )

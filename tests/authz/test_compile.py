@@ -41,6 +41,7 @@ def test_an_example_compiles_to_its_output(path: Path, workloads: str) -> None:
     assert program.pop("schema") == 1
     assert program["workload"].pop("principal") == "spiffe://cluster.local/ns/shop/sa/catalog"
     assert program["workload"].pop("ports") == {"80": 8080, "90": 9090}
+    assert program["workload"].pop("plaintext") == []
     given: dict[str, Any] = {**program, "keys": json.loads(revision.keys[WORKLOAD])}
     wanted = yaml.safe_load(path.with_name(f"{path.stem}.out.yaml").read_text())
     assert {name: value for name, value in given.items() if value} == wanted

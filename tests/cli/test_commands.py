@@ -125,6 +125,7 @@ def test_decide_takes_a_connection_that_carries_no_http(folder: Path) -> None:
     assert [(answer["effect"], answer["policy"]) for answer in answers] == [("allow", "shop/office"), ("deny", None)]
     assert result.returncode == 0
 
+
 TOKENS = """
 ---
 apiVersion: security.istio.io/v1

@@ -33,6 +33,7 @@ def document(kind: str, spec: str) -> str:
 RULE = "rules:\n- from:\n  - source:\n      "
 OPERATION = "rules:\n- to:\n  - operation:\n      "
 WHEN = "rules:\n- when:\n  - "
+PORT_LEVEL = "selector: {matchLabels: {a: b}}\nportLevelMtls:\n  "
 PORTS = "selector: {a: b}\nports:\n- "
 JWT = "jwtRules:\n- issuer: a\n  jwks: '{}'\n  "
 URI = "jwtRules:\n- issuer: a\n  jwksUri: "
@@ -276,9 +277,15 @@ REFUSED = [
         "one source",
     ),
     ("RequestAuthentication", "require: true", 0, "require", "true is given", "jwtRules are needed"),
-    ("PeerAuthentication", "mtls: {mode: PERMISSIVE}", 0, "mtls.mode", '"PERMISSIVE"', "'UNSET' or 'STRICT'"),
-    ("PeerAuthentication", "mtls: {mode: DISABLE}", 0, "mtls.mode", '"DISABLE"', "'UNSET' or 'STRICT'"),
-    ("PeerAuthentication", "portLevelMtls: {}", 0, "portLevelMtls", "not taken", "only STRICT"),
+    ("PeerAuthentication", "mtls: {mode: MUTUAL}", 0, "mtls.mode", '"MUTUAL"', "'PERMISSIVE' or 'DISABLE'"),
+    ("PeerAuthentication", "mtls: {mode: strict}", 0, "mtls.mode", '"strict"', "'UNSET', 'STRICT'"),
+    ("PeerAuthentication", "portLevelMtls: {}", 0, "portLevelMtls", "{} is given", "at least 1"),
+    ("PeerAuthentication", "portLevelMtls: {80: {mode: STRICT}}", 0, "portLevelMtls", "without a selector", "selected"),
+    ("PeerAuthentication", PORT_LEVEL + "http: {mode: STRICT}", 2, "portLevelMtls.http", "'http'", "1 to 65535"),
+    ("PeerAuthentication", PORT_LEVEL + "080: {mode: STRICT}", 2, "portLevelMtls.080", "'080'", "1 to 65535"),
+    ("PeerAuthentication", PORT_LEVEL + "65536: {mode: STRICT}", 2, "portLevelMtls.65536", "'65536'", "1 to 65535"),
+    ("PeerAuthentication", PORT_LEVEL + "80: {mode: OFF}", 2, "portLevelMtls.80.mode", "false", "'UNSET', 'STRICT'"),
+    ("PeerAuthentication", PORT_LEVEL + "80: STRICT", 2, "portLevelMtls.80", '"STRICT"', "object"),
     ("RegoPolicy", "module: package a", 0, "", "nothing is given", "required"),
     ("RegoPolicy", "entrypoint: a.b\nmodule: package a", 0, "entrypoint", '"a.b" is given', "pattern"),
     ("RegoPolicy", "entrypoint: data.a.b", 0, "module", "no Rego is given", "a .rego file"),

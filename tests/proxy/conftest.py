@@ -56,7 +56,7 @@ spec: {address: 127.0.10.1, labels: {app: storefront}, serviceAccount: storefron
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
 metadata: {name: ledger-1, namespace: bookshop}
-spec: {address: 127.0.10.2, labels: {app: ledger}, serviceAccount: ledger}
+spec: {address: 127.0.10.2, labels: {app: ledger, shard: first}, serviceAccount: ledger}
 ---
 apiVersion: networking.istio.io/v1
 kind: WorkloadEntry
@@ -122,7 +122,7 @@ def revision() -> Revision:
 
 @pytest.fixture(scope="session")
 def compiled(revision: Revision) -> Callable[..., Resources]:
-    """The resources of one workload's sidecar."""
+    """The resources of one workload's sidecar, with more documents than the mesh if they are given."""
 
     def of(workload: str, module: str = SURROUNDINGS.module, more: str = "") -> Resources:
         surroundings = dataclasses.replace(SURROUNDINGS, module=module)

@@ -59,8 +59,12 @@ def nodes(value: Any) -> Iterator[Json]:
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_resources_are_as_in_the_golden_file(compiled: Compiled, workload: str) -> None:
     resources = {type_url: plain(named) for type_url, named in compiled(f"bookshop/{workload}").items()}
+    assert_is_golden(workload, resources)
+
+
+def assert_is_golden(name: str, resources: Mapping[str, Mapping[str, Json]]) -> None:
     text = yaml.safe_dump(resources, width=120)
-    file = GOLDEN / f"{workload}.yaml"
+    file = GOLDEN / f"{name}.yaml"
     golden = file.read_text() if file.exists() else ""
     if os.environ.get(WRITE_VARIABLE) and text != golden:
         file.write_text(text)
@@ -68,8 +72,45 @@ def test_resources_are_as_in_the_golden_file(compiled: Compiled, workload: str) 
     assert text == golden, f"see the head of {Path(__file__).name} for how to write {file.name} anew"
 
 
+def peer_authentication(mode: str, name: str = "a", namespace: str = "bookshop", more: str = "") -> str:
+    head = "apiVersion: security.istio.io/v1\nkind: PeerAuthentication\n"
+    spec = f"{{mtls: {{mode: {mode}}}{more}}}"
+    return f"---\n{head}metadata: {{name: {name}, namespace: {namespace}}}\nspec: {spec}\n"
+
+
+LEDGER = ", selector: {matchLabels: {app: ledger}}"
+FIRST_SHARD = ", selector: {matchLabels: {shard: first}}"
+PEER_AUTHENTICATION = [
+    ("ledger-1", "permissive", peer_authentication("PERMISSIVE")),
+    ("ledger-1", "disable", peer_authentication("DISABLE")),
+    (
+        "ledger-1",
+        "precedence",
+        peer_authentication("DISABLE", namespace="istio-system")
+        + peer_authentication("STRICT", more=LEDGER + ", portLevelMtls: {9090: {mode: PERMISSIVE}}"),
+    ),
+    ("storefront", "calls-permissive", peer_authentication("PERMISSIVE", more=LEDGER)),
+    ("storefront", "calls-disable", peer_authentication("DISABLE", more=LEDGER)),
+    ("storefront", "calls-one-disable", peer_authentication("DISABLE", more=FIRST_SHARD)),
+]
+
+
+@pytest.mark.parametrize(("workload", "name", "policies"), PEER_AUTHENTICATION)
+def test_what_a_peer_authentication_changes_is_as_in_the_golden_file(
+    compiled: Compiled, workload: str, name: str, policies: str
+) -> None:
+    before, after = compiled(f"bookshop/{workload}"), compiled(f"bookshop/{workload}", more=policies)
+    assert {type_url: set(named) for type_url, named in before.items()} == {t: set(named) for t, named in after.items()}
+    changed = {
+        type_url: {each: readable(resource) for each, resource in named.items() if resource != before[type_url][each]}
+        for type_url, named in after.items()
+    }
+    assert_is_golden(f"{workload}.{name}", changed)
+
+
 def test_every_golden_file_is_compared() -> None:
-    assert {file.stem for file in GOLDEN.glob("*")} == set(WORKLOADS)
+    compared = set(WORKLOADS) | {f"{workload}.{name}" for workload, name, _ in PEER_AUTHENTICATION}
+    assert {file.stem for file in GOLDEN.glob("*")} == compared
 
 
 @pytest.mark.parametrize("workload", ["bookshop/storefront", "bookshop/ledger-1", "bookshop/ledger-2"])
@@ -248,9 +289,18 @@ def validate(config: Json, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("inline", [pytest.param(False, id="filters by ECDS"), pytest.param(True, id="filters inline")])
-@pytest.mark.parametrize("workload", WORKLOADS)
-def test_envoy_takes_what_is_compiled(compiled: Compiled, tmp_path: Path, workload: str, *, inline: bool) -> None:
-    resources = compiled(f"bookshop/{workload}", module=install_module(tmp_path))
+@pytest.mark.parametrize(
+    ("workload", "policies"),
+    [
+        *[(workload, "") for workload in WORKLOADS],
+        *[(workload, policies) for workload, _, policies in PEER_AUTHENTICATION],
+    ],
+    ids=[*WORKLOADS, *[f"{workload}.{name}" for workload, name, _ in PEER_AUTHENTICATION]],
+)
+def test_envoy_takes_what_is_compiled(
+    compiled: Compiled, tmp_path: Path, workload: str, policies: str, *, inline: bool
+) -> None:
+    resources = compiled(f"bookshop/{workload}", module=install_module(tmp_path), more=policies)
     config = static_config(resources, tmp_path)
     if inline:
         config = with_filters_inline(config, resources[EXTENSION_CONFIG])

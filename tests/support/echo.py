@@ -1,4 +1,5 @@
-"""An application for tests: answers with what it saw, and notes the id of every request in the file SEEN, if given."""
+"""An application for tests: listens at the addresses LISTEN, answers with what it saw, and notes the id of every
+request in the file SEEN, if given."""
 
 from __future__ import annotations
 
@@ -39,11 +40,12 @@ class Echo(asyncio.Protocol):
 
 
 async def main() -> None:
-    host, _, port = os.environ["LISTEN"].rpartition(":")
     file = os.environ.get("SEEN")
     seen = os.open(file, os.O_CREAT | os.O_APPEND | os.O_WRONLY) if file else None
-    server = await asyncio.get_running_loop().create_server(lambda: Echo(seen), host, int(port))
-    await server.serve_forever()
+    addresses = [address.rpartition(":") for address in os.environ["LISTEN"].split(",")]
+    loop = asyncio.get_running_loop()
+    servers = [await loop.create_server(lambda: Echo(seen), host, int(port)) for host, _, port in addresses]
+    await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
 asyncio.run(main())

@@ -28,6 +28,7 @@ TEXT_FIELDS = (
     "source_principal",
     "source_address",
     "source_serial",
+    "connection_security_policy",
     "destination_principal",
     "token_issuer",
     "token_subject",

@@ -107,6 +107,8 @@ reasons! {
     PeerUriSans = "peer_uri_sans",
     /// The peer's SVID has expired since the handshake.
     PeerExpired = "peer_expired",
+    /// The connection is plaintext, which its port takes no longer.
+    Plaintext = "plaintext",
     /// No program or key sets have arrived yet.
     NotReady = "not_ready",
     /// The audit spool is full, or cannot be written.

@@ -4,7 +4,7 @@
 //! here only its shape is checked, and whatever is not known is refused, so that an old engine never half-reads a new
 //! program.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
@@ -44,6 +44,9 @@ pub(crate) struct Workload {
     /// Whether whoever is denied learns the name of the policy that denied.
     #[serde(default)]
     pub(crate) tells_policy: bool,
+    /// Those of the ports that peers connect to which take plaintext.
+    #[serde(default)]
+    pub(crate) plaintext: BTreeSet<u16>,
 }
 
 /// One `jwtRules` entry of a RequestAuthentication.

@@ -59,6 +59,7 @@ pub struct Program {
     path_normalization: Normalization,
     trusted_proxies: usize,
     tells_policy: bool,
+    plaintext: BTreeSet<u16>,
 }
 
 /// The policies that decide by rules alone.
@@ -120,6 +121,7 @@ impl Program {
             path_normalization: document.workload.path_normalization,
             trusted_proxies: document.workload.trusted_proxies,
             tells_policy: document.workload.tells_policy,
+            plaintext: document.workload.plaintext,
         })
     }
 
@@ -173,6 +175,11 @@ impl Program {
     /// `path_and_query` as it may be recorded: without tokens in its query.
     pub fn path_without_tokens<'p>(&self, path_and_query: &'p [u8]) -> Cow<'p, [u8]> {
         self.authentication.without_tokens(path_and_query)
+    }
+
+    /// Whether a peer may connect to `port` without TLS (PeerAuthentication).
+    pub fn takes_plaintext(&self, port: u16) -> bool {
+        self.plaintext.contains(&port)
     }
 
     /// The Rego policies and where each is evaluated.

@@ -108,6 +108,7 @@ fields! {
     DestinationPort = 14 Number "destination_port",
     TokenIssuer = 15 Text "token_issuer",
     TokenSubject = 16 Text "token_subject",
+    ConnectionSecurityPolicy = 17 Text "connection_security_policy",
     Method = 20 Text "method",
     Host = 21 Text "host",
     Path = 22 Text "path",

@@ -60,6 +60,7 @@ def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
                 "ports": {str(port.port): port.target_port for port in workload.ports},
                 **mesh_settings(snapshot.mesh),
                 **({"tells_policy": True} if tells_policy(snapshot, workload) else {}),
+                "plaintext": [port.port for port in workload.ports if workload.takes_plaintext(port.port)],
             },
             "authentication": [
                 authentication(rule, key_set_name(resource, index), require=resource.spec.require)

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 from peltast.policies.connections import connection_problems
 from peltast.policies.kinds.audit import AuditPolicySpec
-from peltast.policies.kinds.authentication import PeerAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
+from peltast.policies.kinds.peer_authentication import MtlsMode, PeerAuthenticationSpec
 from peltast.policies.kinds.registry import read_resource
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.request_authentication import RequestAuthenticationSpec
@@ -28,6 +28,7 @@ from peltast.policies.kinds.workload import (
     WorkloadEntrySpec,
     WorkloadRegistrationSpec,
 )
+from peltast.policies.peer_authentication import PeerAuthentications
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
@@ -71,6 +72,8 @@ class Workload:
     service_account: str
     trust_domain: str
     ports: tuple[ServicePort, ...]
+    mtls: Mapping[int, MtlsMode]
+    """What each port takes from peers, by the port that they connect to."""
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
@@ -84,6 +87,14 @@ class Workload:
     def principal(self) -> str:
         """The workload's SPIFFE ID, of Istio's form."""
         return f"spiffe://{self.trust_domain}/ns/{self.namespace}/sa/{self.service_account}"
+
+    def takes_mtls(self, port: int) -> bool:
+        """Whether peers speak mutual TLS to `port`, where they connect: they do wherever they can."""
+        return self.mtls[port] is not MtlsMode.DISABLE
+
+    def takes_plaintext(self, port: int) -> bool:
+        """Whether `port`, where peers connect, takes plaintext."""
+        return self.mtls[port] is not MtlsMode.STRICT
 
 
 @dataclass(frozen=True)
@@ -122,7 +133,7 @@ class Snapshot:
     @cached_property
     def mesh(self) -> MeshConfigSpec:
         """The mesh's settings; policies of its root namespace apply everywhere."""
-        return next((resource.spec for resource in self.of_kind(MeshConfigSpec)), MeshConfigSpec())
+        return mesh_settings(self.resources)
 
     @property
     def trust_domains(self) -> tuple[str, ...]:
@@ -181,6 +192,12 @@ def load(files: Files, trust_domain: str, number: int) -> Snapshot:
     return snapshot
 
 
+def mesh_settings(resources: Iterable[Resource[Spec]]) -> MeshConfigSpec:
+    """What the one MeshConfig says; the defaults where there is none."""
+    specs = (resource.spec for resource in resources if isinstance(resource.spec, MeshConfigSpec))
+    return next(specs, MeshConfigSpec())
+
+
 def _connection_problems(snapshot: Snapshot) -> list[Problem]:
     """Each field once, though it be a problem for many workloads."""
     first: dict[tuple[str, int, str], Problem] = {}
@@ -228,6 +245,8 @@ class _Linker:
         self.files = files
         self.trust_domain = trust_domain
         self.problems: list[Problem] = []
+        root_namespace = mesh_settings(resources).root_namespace
+        self.peers = PeerAuthentications(tuple(self.of(PeerAuthenticationSpec).values()), root_namespace)
 
     def of(self, spec: type[S]) -> dict[str, Resource[S]]:
         found = (resource for resource in self.resources if isinstance(resource.spec, spec))
@@ -306,6 +325,7 @@ class _Linker:
         registrations = self.registrations(entries)
         plain = {name: self.plain_workload(entry, registrations.get(name)) for name, entry in entries.items()}
         self.check_addresses(entries, plain)
+        self.problems += self.peers.problems(list(plain.values()))
         linked = {name: self.routed(plain[name], registration, plain) for name, registration in registrations.items()}
         return {**plain, **linked}
 
@@ -330,6 +350,7 @@ class _Linker:
     ) -> Workload:
         labels = {**entry.labels, **entry.spec.labels}
         services = [service for service in self.of(ServiceSpec).values() if selects(service, entry.namespace, labels)]
+        ports = tuple(port for service in services for port in service.spec.ports)
         return Workload(
             namespace=entry.namespace,
             name=entry.name,
@@ -337,7 +358,8 @@ class _Linker:
             labels=labels,
             service_account=entry.spec.service_account,
             trust_domain=self.trust_domain,
-            ports=tuple(port for service in services for port in service.spec.ports),
+            ports=ports,
+            mtls={port.port: self.peers.mode(entry.namespace, labels, port.target_port) for port in ports},
             command=tuple(registration.spec.command) if registration else (),
             environment=registration.spec.environment if registration else {},
         )

@@ -73,6 +73,7 @@ pub(crate) const ATTRIBUTE_SOURCE_ADDRESS: u32 = 24;
 pub(crate) const ATTRIBUTE_DESTINATION_ADDRESS: u32 = 26;
 pub(crate) const ATTRIBUTE_CONNECTION_ID: u32 = 28;
 pub(crate) const ATTRIBUTE_SERVER_NAME: u32 = 30;
+pub(crate) const ATTRIBUTE_TLS_VERSION: u32 = 31;
 
 pub(crate) const HEADERS_CONTINUE: u32 = 0;
 pub(crate) const HEADERS_STOP: u32 = 1;

@@ -9,6 +9,9 @@ use crate::connection;
 use crate::envoy::LogEntry;
 use crate::worker::{self, Ended, Now, Worker};
 
+/// What records say of a connection without TLS. Istio's word for it.
+pub(crate) const PLAINTEXT: &str = "none";
+
 /// Which of Envoy's access logs this is, by the name that the configuration gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Logger {
@@ -16,7 +19,7 @@ pub(crate) enum Logger {
     Inbound,
     /// Of the connection manager that takes requests from the application.
     Outbound,
-    /// Of the listener that takes connections from peers.
+    /// Of a listener that takes TLS connections from peers.
     Listener,
     /// Of the listener that takes connections without requests from peers.
     InboundConnection,
@@ -83,6 +86,7 @@ fn fill_end(fields: &mut Fields<'_>, entry: &LogEntry, ended: Option<&Ended>) {
         None => {
             fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
             fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
+            fields.optional(Field::ConnectionSecurityPolicy, (!entry.is_tls()).then_some(PLAINTEXT));
             fill_request(fields, entry);
         }
     }

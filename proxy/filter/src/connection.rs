@@ -95,7 +95,7 @@ impl ConnectionState {
         if !worker::with(|worker| worker.has_room()) {
             return self.refuse(connection, Reason::SpoolUnavailable, &downstream, now);
         }
-        match downstream.check(now.ms()) {
+        match downstream.check(&self.program, now.ms()) {
             Ok(()) => {
                 let answer = self.ask_policies(&downstream, now);
                 self.conclude(connection, &answer, &downstream, now)

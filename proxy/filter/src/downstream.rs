@@ -4,14 +4,18 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 
-use peltast_engine::{Connection, Reason};
+use peltast_engine::{Connection, Program, Reason};
 
 use crate::abi;
 use crate::envoy::Stream;
 use crate::network;
 
-/// The key under which the listener's `set_filter_state` leaves `URI_SANS|EXPIRY|SERIAL` after the TLS handshake.
+/// The key under which the filter chain's `set_filter_state` leaves `URI_SANS|EXPIRY|SERIAL` after the TLS handshake,
+/// or [`PLAINTEXT`] where the chain does without one.
 const FILTER_STATE_KEY: &str = "peltast.dev.peer";
+
+/// What no certificate can make of the former: it has no `|`.
+const PLAINTEXT: &str = "plaintext";
 
 /// Connections of one worker that are remembered at a time. Beyond that all are read anew.
 const MAX_REMEMBERED: usize = 4096;
@@ -44,6 +48,8 @@ impl Peer {
 pub(crate) struct Downstream {
     /// The peer; none where there is no certificate.
     pub(crate) peer: Option<Peer>,
+    /// Whether the filter chain took it without TLS. Where there is no peer either, there is nobody to talk to.
+    pub(crate) plaintext: bool,
     /// Where it connects from, as Envoy writes it.
     pub(crate) source_address: Option<Box<[u8]>>,
     /// Where it connected to.
@@ -61,8 +67,10 @@ impl Downstream {
         };
         let source = stream.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS);
         let server_name = stream.attribute(abi::ATTRIBUTE_SERVER_NAME).and_then(text);
+        let state = stream.filter_state(FILTER_STATE_KEY).and_then(text);
         Self {
-            peer: stream.filter_state(FILTER_STATE_KEY).and_then(text).and_then(Peer::parse),
+            peer: state.and_then(Peer::parse),
+            plaintext: state == Some(PLAINTEXT),
             source_address: source.map(Box::from),
             source: source.and_then(address),
             destination: stream.attribute(abi::ATTRIBUTE_DESTINATION_ADDRESS).and_then(address),
@@ -74,8 +82,10 @@ impl Downstream {
     pub(crate) fn of(connection: &network::Connection) -> Self {
         let text = |bytes| std::str::from_utf8(bytes).ok();
         let source = connection.source();
+        let state = connection.filter_state(FILTER_STATE_KEY).and_then(text);
         Self {
-            peer: connection.filter_state(FILTER_STATE_KEY).and_then(text).and_then(Peer::parse),
+            peer: state.and_then(Peer::parse),
+            plaintext: state == Some(PLAINTEXT),
             source_address: source.map(|address| address.to_string().into_bytes().into()),
             source,
             destination: connection.destination(),
@@ -83,23 +93,25 @@ impl Downstream {
         }
     }
 
-    /// Whether the peer is one to talk to at `now`, milliseconds since 1970.
+    /// Whether the peer is one to talk to at `now`, milliseconds since 1970, by `program`.
     ///
     /// # Errors
     /// What Envoy's SPIFFE validator lets pass and the standard does not: not exactly one URI SAN (X.509-SVID section
-    /// 2), or an SVID that expired while its connection lived on.
-    pub(crate) fn check(&self, now: u64) -> Result<(), Reason> {
-        let peer = self.peer.as_ref().ok_or(Reason::PeerUriSans)?;
-        if now < peer.expires? {
-            Ok(())
-        } else {
-            Err(Reason::PeerExpired)
+    /// 2), or an SVID that expired while its connection lived on. And plaintext, where the connection is older than the
+    /// program that takes none on its port.
+    pub(crate) fn check(&self, program: &Program, now: u64) -> Result<(), Reason> {
+        match &self.peer {
+            Some(peer) if now < peer.expires? => Ok(()),
+            Some(_) => Err(Reason::PeerExpired),
+            None if !self.plaintext => Err(Reason::PeerUriSans),
+            None if self.destination.is_some_and(|address| program.takes_plaintext(address.port())) => Ok(()),
+            None => Err(Reason::Plaintext),
         }
     }
 
-    /// When the peer is no longer one to talk to, in milliseconds since 1970.
+    /// When the peer is no longer one to talk to, in milliseconds since 1970. Plaintext has no end by time.
     pub(crate) fn ends_ms(&self) -> u64 {
-        self.peer.as_ref().and_then(|peer| peer.expires.ok()).unwrap_or(0)
+        self.peer.as_ref().map_or(u64::MAX, |peer| peer.expires.unwrap_or(0))
     }
 
     /// As the engine sees it.
@@ -140,11 +152,24 @@ impl Connections {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+
     use super::*;
 
+    const TAKES_PLAINTEXT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
+    const TAKES_NONE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9443);
+
+    fn program() -> Program {
+        let document = r#"{"schema": 1, "authentication": [], "rego": [], "policies": [], "workload":
+            {"principal": "spiffe://a/b", "ports": {"8443": 8080, "9443": 9090}, "plaintext": [8443]}}"#;
+        Program::load(document.as_bytes()).expect("a program")
+    }
+
+    /// A connection to where plaintext is taken.
     fn downstream(state: &str) -> Downstream {
-        let peer = Peer::parse(state);
-        Downstream { peer, source_address: None, destination: None, source: None, server_name: None }
+        let (peer, plaintext) = (Peer::parse(state), state == PLAINTEXT);
+        let destination = Some(TAKES_PLAINTEXT);
+        Downstream { peer, plaintext, source_address: None, destination, source: None, server_name: None }
     }
 
     #[test]
@@ -155,13 +180,32 @@ mod tests {
             ("spiffe://a/ns/x/sa/y|-|01", Err(Reason::PeerExpired)),
             ("spiffe://a/x,spiffe://a/y|10|01", Err(Reason::PeerUriSans)),
             ("https://a/x|10|01", Err(Reason::PeerUriSans)),
+            ("plaintext|10|01", Err(Reason::PeerUriSans)),
             ("-|10|01", Err(Reason::PeerUriSans)),
             ("spiffe://a/x|10", Err(Reason::PeerUriSans)),
             ("spiffe://a/x|10|01|02", Err(Reason::PeerUriSans)),
             ("", Err(Reason::PeerUriSans)),
         ];
         for (state, wanted) in table {
-            assert_eq!(downstream(state).check(9_500), wanted, "{state}");
+            for destination in [TAKES_PLAINTEXT, TAKES_NONE] {
+                let downstream = Downstream { destination: Some(destination), ..downstream(state) };
+                assert_eq!(downstream.check(&program(), 9_500), wanted, "{state} to {destination}");
+            }
+        }
+    }
+
+    #[test]
+    fn plaintext_is_taken_where_the_program_says_so_and_as_from_nobody() {
+        let table = [
+            (Some(TAKES_PLAINTEXT), Ok(())),
+            (Some(TAKES_NONE), Err(Reason::Plaintext)),
+            (Some(SocketAddr::from(([127, 0, 0, 1], 1))), Err(Reason::Plaintext)),
+            (None, Err(Reason::Plaintext)),
+        ];
+        for (destination, wanted) in table {
+            let downstream = Downstream { destination, ..downstream("plaintext") };
+            assert_eq!(downstream.check(&program(), 0), wanted, "{destination:?}");
+            assert_eq!(downstream.connection().source_principal, None);
         }
     }
 

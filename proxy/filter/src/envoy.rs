@@ -328,13 +328,25 @@ impl LogEntry {
         })
     }
 
-    /// Why the TLS handshake failed; none where it did not.
+    /// Whether the connection is, or was to become, TLS.
+    pub(crate) fn is_tls(&self) -> bool {
+        self.attribute(abi::ATTRIBUTE_TLS_VERSION).is_some()
+    }
+
+    /// Why the connection was refused before any request; none where it was not.
+    ///
+    /// Envoy's TLS inspector leaves a failure on plaintext, too, which has a filter chain of its own; and none on a
+    /// connection that ended before it could tell.
     pub(crate) fn handshake_failure(&self) -> Option<&[u8]> {
         // SAFETY: see `worker_index`.
-        let reason = self.text(|log, value| unsafe {
+        let failure = self.text(|log, value| unsafe {
             abi::envoy_dynamic_module_callback_access_logger_get_downstream_transport_failure_reason(log, value)
         });
-        reason.filter(|reason| !reason.is_empty())
+        match (self.is_tls(), failure.filter(|failure| !failure.is_empty())) {
+            (true, failure) => failure,
+            (false, Some(_)) => None,
+            (false, None) => Some(b"it ended before TLS could be told from plaintext"),
+        }
     }
 
     /// Why the connection to the upstream failed; none where it did not.

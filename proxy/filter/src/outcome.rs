@@ -3,6 +3,7 @@
 use peltast_engine::record::{Field, Fields};
 use peltast_engine::{Answer, Decision, Effect, Program, Source, Token};
 
+use crate::access_log::PLAINTEXT;
 use crate::config::Trusted;
 use crate::downstream::Downstream;
 
@@ -22,6 +23,7 @@ impl Outcome<'_> {
         fields.optional(Field::SourcePrincipal, downstream.peer.as_ref().map(|peer| peer.principal.as_bytes()));
         fields.optional(Field::SourceSerial, downstream.peer.as_ref().map(|peer| peer.serial.as_bytes()));
         fields.optional(Field::SourceAddress, downstream.source_address.as_ref());
+        fields.optional(Field::ConnectionSecurityPolicy, downstream.plaintext.then_some(PLAINTEXT));
         fields.bytes(Field::DestinationPrincipal, program.principal().as_bytes());
         if let Some(address) = downstream.destination {
             fields.number(Field::DestinationPort, u64::from(program.application_port(address.port())));

@@ -149,7 +149,7 @@ impl StreamState {
         self.renew();
         let now = Now::read();
         let downstream = downstream(stream);
-        if let Err(reason) = downstream.check(now.ms()) {
+        if let Err(reason) = downstream.check(&self.program, now.ms()) {
             return self.end(reason);
         }
         let Some(trusted) = trusted() else { return self.end(Reason::NotReady) };
@@ -212,7 +212,7 @@ impl StreamState {
         if !worker::with(|worker| worker.has_room()) {
             return Step::Concluded(self.refuse(stream, Reason::SpoolUnavailable, &downstream, now));
         }
-        if let Err(reason) = downstream.check(now.ms()) {
+        if let Err(reason) = downstream.check(&self.program, now.ms()) {
             return Step::Concluded(self.refuse(stream, reason, &downstream, now));
         }
         let Some(trusted) = trusted() else {
@@ -279,7 +279,7 @@ impl StreamState {
         let now = Now::read();
         let answer = Answer { decision, cached: false, token: question.token };
         let downstream = downstream(stream);
-        match (downstream.check(now.ms()), trusted()) {
+        match (downstream.check(&self.program, now.ms()), trusted()) {
             (Ok(()), Some(trusted)) => self.record(stream, answer, &downstream, &trusted, now),
             (Err(reason), _) => self.refuse(stream, reason, &downstream, now),
             (_, None) => self.refuse(stream, Reason::NotReady, &downstream, now),

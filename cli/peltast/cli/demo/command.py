@@ -21,6 +21,7 @@ from spiffe import TrustDomain
 from peltast.audit.chain import verify_store
 from peltast.audit.query import requests
 from peltast.audit.reports.access import access_report
+from peltast.audit.reports.plaintext import plaintext_report
 from peltast.audit.reports.report import Report, to_csv, to_json
 from peltast.audit.store.embedded import PostgresUnusable
 from peltast.cli.console import err, log_to_stderr, out, print_error, print_problems, run_until_stopped
@@ -101,7 +102,8 @@ async def _run(settings: MeshSettings, issuer: TokenIssuer, report: Path) -> int
         rows = await _committed(connection, len(tried))
         sound = _show_decisions(tried, rows)
         sound &= _show_count(len(tried), len(rows))
-        _show_report(await access_report(connection), report)
+        _show_report(await access_report(connection), report / "access")
+        _show_report(await plaintext_report(connection), report / "plaintext")
         sound &= await _show_chain(connection)
         await connection.close()
     out.print("Everything is stopped.")
@@ -189,15 +191,16 @@ def _show_count(attempts: int, rows: int) -> bool:
     return attempts == rows
 
 
-def _show_report(report: Report, folder: Path) -> None:
+def _show_report(report: Report, file: Path) -> None:
+    """Prints `report`, and writes it to `file` with the suffixes of CSV and JSON."""
     table = _table(*report.columns, title=report.title)
     for row in report.rows:
         table.add_row(*(escape(_shown(cell)) for cell in row))
     out.print(table)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "access.csv").write_text(to_csv(report))
-    (folder / "access.json").write_text(to_json(report))
-    out.print(f"Written to {folder}/access.csv and {folder}/access.json\n", markup=False)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".csv").write_text(to_csv(report))
+    file.with_suffix(".json").write_text(to_json(report))
+    out.print(f"Written to {file}.csv and {file}.json\n", markup=False)
 
 
 async def _show_chain(connection: asyncpg.Connection[Any]) -> bool:

@@ -10,9 +10,9 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from peltast.policies.kinds.audit import AuditPolicySpec
-from peltast.policies.kinds.authentication import PeerAuthenticationSpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
+from peltast.policies.kinds.peer_authentication import PeerAuthenticationSpec
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.request_authentication import RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Model, Resource, Spec

@@ -36,6 +36,7 @@ from peltast.policies.kinds.workload import TCP, ServicePort
 from peltast.policies.snapshot import Route, Workload
 from peltast.proxy.xds import module as dynamic_module
 from peltast.proxy.xds import tls
+from peltast.proxy.xds.peers import speak_plaintext, take_peers
 from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, Resources, resource
 
 __all__ = ["CHECK_CLUSTER", "Surroundings", "compile_resources"]
@@ -93,22 +94,18 @@ def compile_resources(revision: Revision, workload: Workload, surroundings: Surr
 
 
 def inbound_listener(workload: Workload, port: ServicePort, module: str, normalization: Normalization) -> Listener:
-    """Takes requests, or connections that carry none, from peers: mutual TLS, then the module, then the application."""
+    """Takes requests, or connections that carry none, from peers as the port's mTLS mode says; then asks the module."""
     is_tcp = port.app_protocol == TCP
-    filters = connection_filters(port) if is_tcp else [manager_filter(inbound_manager(port, module, normalization))]
-    chain = FilterChain(
-        transport_socket=tls.downstream(),
-        transport_socket_connect_timeout=_HEADERS_TIMEOUT,
-        filters=[dynamic_module.peer_filter_state(), *filters],
-    )
     listener = Listener(
         name=f"inbound_{port.port}",
         address=socket_address(workload.address, port.port),
-        listener_filters=[tls.inspector()],
-        listener_filters_timeout=_HEADERS_TIMEOUT,
-        filter_chains=[chain],
-        access_log=[dynamic_module.access_log(module, "inbound-connection" if is_tcp else "listener")],
     )
+    filters = connection_filters(port) if is_tcp else [manager_filter(inbound_manager(port, module, normalization))]
+    take_peers(listener, workload.mtls[port.port], filters)
+    if is_tcp:
+        listener.access_log.append(dynamic_module.access_log(module, "inbound-connection"))
+    elif workload.takes_mtls(port.port):  # else there is nothing that it would refuse before a request
+        listener.access_log.append(dynamic_module.access_log(module, "listener"))
     return without_reuse_port(listener)
 
 
@@ -237,10 +234,13 @@ def outbound_cluster_name(route: Route) -> str:
 
 
 def outbound_cluster(route: Route) -> Cluster:
-    """Another service's sidecars, who must be who they should be."""
+    """Another service's sidecars, who must be who they should be wherever they take mutual TLS (Istio's auto mTLS)."""
     addresses = [socket_address(endpoint.address, route.destination_port) for endpoint in route.endpoints]
     principals = [endpoint.principal for endpoint in route.endpoints]
-    return static_cluster(outbound_cluster_name(route), addresses, route.protocol, tls.upstream(principals, route.host))
+    socket = tls.upstream(principals, route.host)
+    cluster = static_cluster(outbound_cluster_name(route), addresses, route.protocol, socket)
+    speak_plaintext(cluster, (not endpoint.takes_mtls(route.destination_port) for endpoint in route.endpoints))
+    return cluster
 
 
 def check_cluster(surroundings: Surroundings) -> Cluster:

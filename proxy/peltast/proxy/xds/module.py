@@ -27,6 +27,7 @@ __all__ = [
     "network_filter_by_ecds",
     "network_filter_config",
     "peer_filter_state",
+    "plaintext_filter_state",
 ]
 
 PROGRAM, KEYS, REVOCATIONS = "program", "keys", "revocations"
@@ -93,12 +94,21 @@ def access_log(module: str, name: str) -> AccessLog:
 
 def peer_filter_state() -> Filter:
     """Leaves who the peer is in the connection's filter state, once its handshake is over."""
+    return _filter_state("on_downstream_tls_handshake", _PEER_FORMAT)
+
+
+def plaintext_filter_state() -> Filter:
+    """Leaves there that nobody proved to be anybody: without this word the module takes no request without a peer."""
+    return _filter_state("on_new_connection", "plaintext")
+
+
+def _filter_state(when: str, text: str) -> Filter:
     entry = {
         "object_key": _PEER_KEY,
         "factory_key": "envoy.string",
-        "format_string": {"text_format_source": {"inline_string": _PEER_FORMAT}},
+        "format_string": {"text_format_source": {"inline_string": text}},
     }
-    value = {"on_downstream_tls_handshake": [entry]}
+    value = {when: [entry]}
     return Filter(name="envoy.filters.network.set_filter_state", typed_config=_typed_struct(_FILTER_STATE_TYPE, value))
 
 

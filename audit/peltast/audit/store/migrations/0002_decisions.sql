@@ -1,6 +1,20 @@
--- The hash of the revocations in force, and why a request was ended after it was let through.
-ALTER TABLE records ADD COLUMN revocations bytea;
+ALTER TABLE records
+    -- How the caller's connection was secured: `none` is plaintext; mutual TLS is not written.
+    ADD connection_security_policy text,
+    -- The hash of the revocations in force.
+    ADD revocations bytea,
+    -- What policies that are not enforced said of a request: those on trial (dry-run), and those of AUDIT.
+    ADD dry_run_deny text,
+    ADD dry_run_deny_policy text,
+    ADD dry_run_deny_rule bigint,
+    ADD dry_run_allow text,
+    ADD dry_run_allow_policy text,
+    ADD dry_run_allow_rule bigint,
+    ADD audit_rules text;
 
+-- One row an inbound request, and one a connection that was refused before any. A decision whose end is missing is
+-- interrupted: its sidecar died, or the request still runs. `ended_…` is the later decision that ended what this one let
+-- through.
 CREATE OR REPLACE VIEW requests AS
 SELECT
     first.spool, first.sequence, first.received, first.time, first.owner, first.kind,
@@ -16,7 +30,10 @@ SELECT
     coalesce(ended.duration_ns, first.duration_ns) AS duration_ns,
     coalesce(ended.flags, first.flags) AS flags,
     first.kind = 'decision' AND ended.sequence IS NULL AS interrupted,
-    first.revocations,
+    first.connection_security_policy, first.revocations,
+    first.dry_run_deny, first.dry_run_deny_policy, first.dry_run_deny_rule,
+    first.dry_run_allow, first.dry_run_allow_policy, first.dry_run_allow_rule,
+    first.audit_rules,
     ended.reason AS ended_reason, ended.policy AS ended_policy, ended.rule AS ended_rule
 FROM records first
 LEFT JOIN records ended
