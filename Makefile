@@ -32,6 +32,7 @@ e2e: build ## Tests with real Envoy, PostgreSQL and clients
 
 soak: build ## Long tests: many more examples of every property
 	@PELTAST_EXAMPLES=other $(BIN)/pytest -q -m "not e2e"
+	@PELTAST_EXAMPLES=other $(BIN)/pytest -q tests/e2e/test_differential.py
 
 lint: build ## Formatting, lints, types, import contracts
 	@echo "==> ruff, mypy, import-linter"

@@ -31,7 +31,8 @@ class Issuer:
         return json.dumps({"keys": [{name: key[name] for name in key if name != "key_ops"} for key in keys]})
 
     def token(self, algorithm: str = "RS256", **claims: Any) -> str:
-        """A token that is good for an hour, but for what `claims` say."""
+        """A token that is good for an hour, but for what `claims` say. A claim that is None is left out."""
         now = int(time.time())
         merged = {"iss": self.name, "sub": "ada", "aud": "shop", "exp": now + 3600, **claims}
+        merged = {name: value for name, value in merged.items() if value is not None}
         return jwt.encode(merged, self._keys[algorithm], algorithm, headers={"kid": algorithm})

@@ -103,6 +103,8 @@ def inbound_listener(workload: Workload, port: ServicePort, module: str) -> List
     listener = Listener(
         name=f"inbound_{port.port}",
         address=socket_address(workload.address, port.port),
+        listener_filters=[tls.inspector()],
+        listener_filters_timeout=_HEADERS_TIMEOUT,
         filter_chains=[chain],
         access_log=[dynamic_module.access_log(module, "listener")],
     )

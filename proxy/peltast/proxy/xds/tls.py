@@ -8,6 +8,8 @@ from typing import Any
 from envoy.config.core.v3.base_pb2 import TransportSocket
 from envoy.config.core.v3.config_source_pb2 import ApiConfigSource, ConfigSource
 from envoy.config.core.v3.grpc_service_pb2 import GrpcService
+from envoy.config.listener.v3.listener_components_pb2 import ListenerFilter
+from envoy.extensions.filters.listener.tls_inspector.v3.tls_inspector_pb2 import TlsInspector
 from envoy.extensions.transport_sockets.tls.v3.common_pb2 import (
     CertificateValidationContext,
     SubjectAltNameMatcher,
@@ -24,7 +26,7 @@ from google.protobuf.wrappers_pb2 import BoolValue
 
 from peltast.identity.sds import BUNDLES_SECRET, SVID_SECRET
 
-__all__ = ["AGENT_CLUSTER", "downstream", "upstream"]
+__all__ = ["AGENT_CLUSTER", "downstream", "inspector", "upstream"]
 
 AGENT_CLUSTER = "peltast-agent"
 """The cluster in every sidecar's bootstrap that leads to its agent's socket."""
@@ -55,6 +57,13 @@ def downstream() -> TransportSocket:
 def upstream(principals: Iterable[str], server_name: str) -> TransportSocket:
     """For connections to a peer that has one of `principals` (SPIFFE IDs)."""
     return _socket(UpstreamTlsContext(common_tls_context=_common(principals), sni=server_name))
+
+
+def inspector() -> ListenerFilter:
+    """Reads the server name that a peer asks for: nothing else tells filters, and so rules, of it."""
+    listener_filter = ListenerFilter(name="envoy.filters.listener.tls_inspector")
+    listener_filter.typed_config.Pack(TlsInspector())
+    return listener_filter
 
 
 def _common(principals: Iterable[str]) -> CommonTlsContext:
