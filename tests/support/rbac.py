@@ -145,7 +145,7 @@ def _namespace(value: str, *_: Any) -> Json:
 
 
 def _service_account(value: str, namespace: str, *_: Any) -> Json:
-    where, _, account = value.rpartition("/")
+    where, _slash, account = value.rpartition("/")
     return _authenticated(_regex(f"spiffe://[^/]+/ns/{where or namespace}/sa/{account}"))
 
 
