@@ -36,6 +36,8 @@ fn problem(status: u16, request_id: Option<&[u8]>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -50,6 +52,14 @@ mod tests {
             let document: serde_json::Value = serde_json::from_str(&problem(403, *request_id)).expect("JSON");
             assert_eq!((&document["title"], &document["status"]), (&"Forbidden".into(), &403.into()));
             assert_eq!(&document["request_id"], wanted);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_problem_is_json_whatever_bytes_name_the_request(status in any::<u16>(), id in any::<Vec<u8>>()) {
+            let document: serde_json::Value = serde_json::from_str(&problem(status, Some(&id))).expect("JSON");
+            prop_assert_eq!(&document["request_id"], &serde_json::json!(String::from_utf8_lossy(&id)));
         }
     }
 }
