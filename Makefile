@@ -46,7 +46,8 @@ lint: build ## Formatting, lints, types, import contracts
 	@cargo clippy --release --locked --quiet -p peltast-engine --features python --lib -- -D warnings
 	@cargo clippy --release --locked --quiet -p peltast-filter --all-targets -- -D warnings
 
-bench: build ## Measure the sidecar against its limits
+bench: build ## Measure the engine and the sidecar against their limits
+	@$(BIN)/python benchmarks/decide.py --check
 	@$(BIN)/python benchmarks/sidecar.py --check
 
 build: $(INSTALLED) $(LIBRARIES) ## Set up .venv and build both Rust libraries
