@@ -281,12 +281,12 @@ impl State {
 /// What DENY and ALLOW policies say; none where neither kind has a word in it.
 fn by_rules(program: &Program, facts: &Facts<'_>) -> Option<Decision> {
     let decided = |effect, reason| Decision::without_policy(effect, reason, program.hash);
-    for policy in &program.deny {
+    for policy in program.deny.candidates(facts) {
         if let Some(rule) = matching(&policy.rules, facts) {
             return Some(decided(Effect::Deny, Reason::DenyRule).by(&policy.name, rule));
         }
     }
-    for policy in &program.allow {
+    for policy in program.allow.candidates(facts) {
         if let Some(rule) = matching(&policy.rules, facts) {
             return Some(decided(Effect::Allow, Reason::AllowRule).by(&policy.name, rule));
         }
@@ -300,7 +300,7 @@ fn matching(rules: &[Rule], facts: &Facts<'_>) -> Option<u32> {
 }
 
 impl Rule {
-    fn matches(&self, facts: &Facts<'_>) -> bool {
+    pub(crate) fn matches(&self, facts: &Facts<'_>) -> bool {
         let all = |conditions: &[Condition]| conditions.iter().all(|condition| condition.matches(facts));
         let some = |alternatives: &[Vec<Condition>]| alternatives.is_empty() || alternatives.iter().any(|one| all(one));
         some(&self.from) && some(&self.to) && all(&self.when)

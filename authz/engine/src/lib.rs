@@ -12,6 +12,7 @@ mod cache;
 pub mod decide;
 pub mod decision;
 pub mod document;
+mod index;
 pub mod path;
 mod pattern;
 pub mod program;

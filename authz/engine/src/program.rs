@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::attribute::Attribute;
 use crate::document::{Action, Authentication, Document, Policy, Rule, Tier, SCHEMA};
+use crate::index::Policies;
 use crate::rego::{Rego, RegoError};
 use crate::Hash;
 
@@ -41,8 +42,8 @@ pub struct Program {
     pub(crate) principal: String,
     pub(crate) authentication: Vec<Authentication>,
     pub(crate) custom: Vec<Custom>,
-    pub(crate) deny: Vec<Policy>,
-    pub(crate) allow: Vec<Policy>,
+    pub(crate) deny: Policies,
+    pub(crate) allow: Policies,
     pub(crate) rego: Vec<Rego>,
     /// Every attribute that a decision may rest on, in the order of cache keys.
     pub(crate) attributes: Vec<Attribute>,
@@ -89,8 +90,8 @@ impl Program {
             principal: document.workload.principal,
             authentication: document.authentication,
             custom,
-            deny,
-            allow,
+            deny: Policies::new(deny),
+            allow: Policies::new(allow),
             rego,
             attributes,
             ports: document.workload.ports,
