@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 import re
@@ -163,11 +164,20 @@ async def recorded(mesh: RunningMesh) -> Rows | None:
 # The test -------------------------------------------------------------------------------------------------------------
 
 
-async def send(attack: Attack, application: Target, peer: Target) -> Answer:
+def targets(state: Path, folder: Path) -> dict[str, Target]:
+    """Where attacks go, by their `as`."""
+    return {
+        "application": Target(CLIENT, EGRESS_PORT),
+        "peer": Target(SERVER, SIDECAR_PORT, context(folder, svid_for(state, CLIENT_ID))),
+        "nobody": Target(SERVER, SIDECAR_PORT, context(folder, None)),
+        "plaintext": Target(SERVER, SIDECAR_PORT),
+    }
+
+
+async def send(attack: Attack, by_name: Mapping[str, Target]) -> Answer:
     if "h2" in attack.row:
-        return await peer.send_h2(attack.headers())
-    target = peer if attack.row.get("as") == "peer" else application
-    return await target.send(attack.message(), attack.responses)
+        return await by_name["peer"].send_h2(attack.headers())
+    return await by_name[attack.row.get("as", "application")].send(attack.message(), attack.responses)
 
 
 async def test_every_attack_comes_to_what_the_table_says(tmp_path: Path, state: Path) -> None:
@@ -179,10 +189,9 @@ async def test_every_attack_comes_to_what_the_table_says(tmp_path: Path, state: 
     made = tokens(issuer)
     attacks = [Attack(row, made, f"attack-{number}") for number, row in enumerate(TABLE)]
     async with RunningMesh(folder, state) as mesh:
-        application = Target(CLIENT, EGRESS_PORT)
-        peer = Target(SERVER, SIDECAR_PORT, context(tmp_path / "peer", svid_for(state, CLIENT_ID)))
-        answers = [await send(attack, application, peer) for attack in attacks]
-        await Target(CLIENT, EGRESS_PORT).send(Attack({"send": "GET /open"}, {}, LAST).message(), 1)
+        by_name = targets(state, tmp_path / "peer")
+        answers = await asyncio.gather(*(send(attack, by_name) for attack in attacks))
+        await by_name["application"].send(Attack({"send": "GET /open"}, {}, LAST).message(), 1)
         rows = await eventually(lambda: recorded(mesh), "all is on record")
     wrong = {
         attack.row["attack"]: differing
@@ -200,9 +209,9 @@ def differences(attack: Attack, answer: Answer, rows: Rows) -> dict[str, Any]:
     record = rows.get(attack.request_id) or rows.get(answer.source_address) or {}
     statuses = answer.statuses if "h2" not in attack.row else [record.get("status")]
     pairs: dict[str, tuple[Any, Any]] = {
-        "status": (expected["status"], statuses if len(statuses) != 1 else statuses[0]),
+        "status": (expected["status"], statuses[0] if len(statuses) == 1 else statuses or None),
         "reason": (expected["reason"], record.get("reason")),
-        "effect": ("allow" if expected["reason"] == "allow_rule" else "deny", record.get("effect")),
+        "effect": (effect(expected["reason"]), record.get("effect")),
         "reset": (expected["status"] == 0, answer.refused),
     }
     if expected["reason"] == "deny_rule":
@@ -212,6 +221,11 @@ def differences(attack: Attack, answer: Answer, rows: Rows) -> dict[str, Any]:
         pairs["method and path"] = (target(attack), (answer.application["method"], answer.application["path"]))
         pairs["sees"] = (expected["sees"], {name: seen.get(name) for name in expected["sees"]})
     return {name: [str(each) for each in pair] for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def effect(reason: str | None) -> str | None:
+    """On record; none where nothing is."""
+    return None if reason is None else "allow" if reason == "allow_rule" else "deny"
 
 
 def target(attack: Attack) -> tuple[str, str]:

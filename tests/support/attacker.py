@@ -50,6 +50,8 @@ class Target:
                         answer = Answer(source, answer.statuses, answer.application or json.loads(body))
         except (EOFError, ConnectionError, ssl.SSLError):
             pass
+        except TimeoutError:
+            raise TimeoutError(f"{message[:200]!r}: neither an answer nor an end") from None
         finally:
             writer.close()
         return answer
