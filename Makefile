@@ -32,6 +32,7 @@ e2e: build ## Tests with real Envoy, PostgreSQL and clients
 
 soak: build ## Long tests: many more examples of every property
 	@PELTAST_EXAMPLES=other $(BIN)/pytest -q -m "not e2e"
+	@PELTAST_EXAMPLES=other $(BIN)/pytest -q tests/e2e/test_differential.py
 
 lint: build ## Formatting, lints, types, import contracts
 	@echo "==> ruff, mypy, import-linter"
@@ -45,7 +46,8 @@ lint: build ## Formatting, lints, types, import contracts
 	@cargo clippy --release --locked --quiet -p peltast-engine --features python --lib -- -D warnings
 	@cargo clippy --release --locked --quiet -p peltast-filter --all-targets -- -D warnings
 
-bench: build ## Measure the sidecar against its limits
+bench: build ## Measure the engine and the sidecar against their limits
+	@$(BIN)/python benchmarks/decide.py --check
 	@$(BIN)/python benchmarks/sidecar.py --check
 
 build: $(INSTALLED) $(LIBRARIES) ## Set up .venv and build both Rust libraries

@@ -82,6 +82,13 @@ def warm_up(target: Target, seconds: int) -> None:
     _answered(target, _wrk(target, seconds))
 
 
+def measure(target: Target, seconds: int) -> Sample:
+    """Asks `target` alone."""
+    before = cpu_seconds(target.pid)
+    requests = _answered(target, _wrk(target, seconds))
+    return Sample(requests, cpu_seconds(target.pid) - before)
+
+
 def interleaved(targets: tuple[Target, Target], seconds: int) -> tuple[Sample, Sample]:
     """Asks two targets in turns of some milliseconds, each for `seconds` in all.
 

@@ -35,7 +35,8 @@ class Echo(asyncio.Protocol):
         if self.seen is not None:
             # One write of a line: what is noted is noted whole, and before the answer.
             os.write(self.seen, f"{self.headers.get('x-request-id', '')}\n".encode())
-        body = json.dumps({"path": self.path.decode("latin-1"), "headers": self.headers}).encode()
+        method = self.parser.get_method().decode()
+        body = json.dumps({"method": method, "path": self.path.decode("latin-1"), "headers": self.headers}).encode()
         self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)  # type: ignore[attr-defined]
 
 

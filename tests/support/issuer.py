@@ -8,6 +8,7 @@ from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from jwt.algorithms import ECAlgorithm, RSAAlgorithm
 
 
@@ -30,8 +31,13 @@ class Issuer:
         ]
         return json.dumps({"keys": [{name: key[name] for name in key if name != "key_ops"} for key in keys]})
 
+    def public_pem(self) -> bytes:
+        """The public RSA key, as everybody knows it."""
+        return self._keys["RS256"].public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
     def token(self, algorithm: str = "RS256", **claims: Any) -> str:
-        """A token that is good for an hour, but for what `claims` say."""
+        """A token that is good for an hour, but for what `claims` say. A claim that is None is left out."""
         now = int(time.time())
         merged = {"iss": self.name, "sub": "ada", "aud": "shop", "exp": now + 3600, **claims}
+        merged = {name: value for name, value in merged.items() if value is not None}
         return jwt.encode(merged, self._keys[algorithm], algorithm, headers={"kid": algorithm})

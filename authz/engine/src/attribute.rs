@@ -294,6 +294,8 @@ fn any_scalar(value: &Value, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -334,6 +336,25 @@ mod tests {
         assert_eq!(service_account("cluster.local/ns/shop/sa/web").as_deref(), Some("shop/web"));
         for other in ["cluster.local/ns/shop/sa", "cluster.local/ns/shop/sa/web/x", "cluster.local/x/shop/sa/web"] {
             assert_eq!(service_account(other), None, "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_name_is_read_as_it_is_written_or_refused(
+            head in prop::sample::select(vec!["request.headers", "request.auth.claims", "source.ip", ""]),
+            arguments in r"[\[\]a-cA\.é]{0,12}",
+        ) {
+            if let Ok(attribute) = format!("{head}{arguments}").parse::<Attribute>() {
+                prop_assert_eq!(attribute.to_string().parse::<Attribute>().expect("its own name"), attribute);
+            }
+        }
+
+        #[test]
+        fn any_principal_is_of_istios_form_or_has_no_parts(principal in r"[a/]{0,6}(/ns/|/sa/|a){0,6}") {
+            let namespace = namespace(&principal);
+            let in_namespace = |account: String| account.split_once('/').map(|(first, _)| first) == namespace;
+            prop_assert!(service_account(&principal).is_none_or(in_namespace));
         }
     }
 }

@@ -18,6 +18,13 @@ struct Entry {
     expires: Option<u64>,
 }
 
+impl Entry {
+    /// What it takes with a key of `length` bytes.
+    fn bytes(&self, length: usize) -> usize {
+        length + ENTRY_BYTES + self.decision.shadow.as_ref().map_or(0, |shadow| shadow.bytes())
+    }
+}
+
 type Generation = HashMap<Box<[u8]>, Entry, ahash::RandomState>;
 
 pub(crate) struct DecisionCache {
@@ -35,13 +42,14 @@ impl DecisionCache {
 
     /// The decision for `key` at `now`, in milliseconds.
     pub(crate) fn get(&mut self, key: &[u8], now: u64) -> Option<Arc<Decision>> {
-        let fresh = |entry: &&Entry| entry.expires.is_none_or(|expires| now < expires);
-        if let Some(entry) = self.young.get(key).filter(fresh) {
-            return Some(Arc::clone(&entry.decision));
+        let fresh = |entry: &Entry| entry.expires.is_none_or(|expires| now < expires);
+        if let Some(entry) = self.young.get(key) {
+            // Not the old one's, even if this has expired: it was superseded.
+            return fresh(entry).then(|| Arc::clone(&entry.decision));
         }
         let (key, entry) = self.old.remove_entry(key)?;
-        self.old_bytes -= key.len() + ENTRY_BYTES;
-        if !fresh(&&entry) {
+        self.old_bytes -= entry.bytes(key.len());
+        if !fresh(&entry) {
             return None;
         }
         let decision = Arc::clone(&entry.decision);
@@ -65,19 +73,22 @@ impl DecisionCache {
     }
 
     fn put(&mut self, key: Box<[u8]>, entry: Entry) {
-        let shadow = entry.decision.shadow.as_ref().map_or(0, |shadow| shadow.bytes());
-        let bytes = key.len() + ENTRY_BYTES + shadow;
+        let (length, bytes) = (key.len(), entry.bytes(key.len()));
         if self.young_bytes + bytes > self.bound / 2 {
             self.old = std::mem::take(&mut self.young);
             self.old_bytes = std::mem::take(&mut self.young_bytes);
         }
         self.young_bytes += bytes;
-        self.young.insert(key, entry);
+        if let Some(superseded) = self.young.insert(key, entry) {
+            self.young_bytes -= superseded.bytes(length);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use crate::decision::{Effect, Reason};
     use crate::Hash;
@@ -100,6 +111,16 @@ mod tests {
     }
 
     #[test]
+    fn what_was_superseded_does_not_come_back() {
+        let mut cache = DecisionCache::new(2 * (ENTRY_BYTES + 1));
+        cache.insert(b"a", &decision(Lifetime::Milliseconds(100)), 0);
+        cache.insert(b"b", &decision(Lifetime::Program), 0); // the first is of the old generation now
+        cache.insert(b"a", &decision(Lifetime::Milliseconds(10)), 0);
+        assert!(cache.get(b"a", 9).is_some());
+        assert!(cache.get(b"a", 10).is_none());
+    }
+
+    #[test]
     fn bytes_are_bounded_and_what_is_used_stays() {
         let mut cache = DecisionCache::new(64 * (ENTRY_BYTES + 8));
         let key = |n: u64| n.to_le_bytes();
@@ -112,5 +133,28 @@ mod tests {
         assert!(entries <= 64);
         assert_eq!(bytes, entries * (ENTRY_BYTES + 8));
         assert!(cache.get(&key(1), 0).is_none());
+    }
+
+    proptest! {
+        /// Whatever is put and asked when: what is found is what was put last, and not too old.
+        #[test]
+        fn what_is_found_is_what_was_put_last_and_lives(
+            steps in proptest::collection::vec((0..6u64, prop::option::of(0..200u32), 0..100u64), 1..200),
+        ) {
+            let mut cache = DecisionCache::new(8 * (ENTRY_BYTES + 8));
+            let mut put: HashMap<u64, (Arc<Decision>, u64)> = HashMap::new();
+            let mut now = 0;
+            for (key, lifetime, passed) in steps {
+                now += passed;
+                if let Some(lifetime) = lifetime {
+                    let decision = decision(Lifetime::Milliseconds(lifetime));
+                    cache.insert(&key.to_le_bytes(), &decision, now);
+                    put.insert(key, (decision, now + u64::from(lifetime)));
+                } else if let Some(found) = cache.get(&key.to_le_bytes(), now) {
+                    let (last, expires) = &put[&key];
+                    prop_assert!(Arc::ptr_eq(&found, last) && now < *expires);
+                }
+            }
+        }
     }
 }

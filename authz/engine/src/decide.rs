@@ -9,6 +9,7 @@ use crate::cache::DecisionCache;
 use crate::counters::Counters;
 use crate::decision::{Decision, Effect, Lifetime, Reason, Source};
 use crate::document::{Action, Condition, OnError, Policy, Rule, Tier};
+use crate::index::Policies;
 use crate::pattern::Pattern;
 use crate::program::Program;
 use crate::rego::{Rego, Ruling};
@@ -376,16 +377,16 @@ fn by_rules(program: &Program, facts: &Facts<'_>) -> Option<Decision> {
 }
 
 /// The first of `policies` with a rule that matches, and that rule.
-pub(crate) fn first_match<'p>(policies: &'p [Policy], facts: &'p Facts<'_>) -> Option<(&'p Arc<str>, u32)> {
+pub(crate) fn first_match<'p>(policies: &'p Policies, facts: &'p Facts<'_>) -> Option<(&'p Arc<str>, u32)> {
     matches(policies, facts).next()
 }
 
 /// Each of `policies` with a rule that matches, and the first such rule.
 pub(crate) fn matches<'p>(
-    policies: &'p [Policy],
+    policies: &'p Policies,
     facts: &'p Facts<'_>,
 ) -> impl Iterator<Item = (&'p Arc<str>, u32)> + use<'p> {
-    policies.iter().filter_map(|policy| Some((&policy.name, policy.matching(facts)?)))
+    policies.candidates(facts).filter_map(|policy| Some((&policy.name, policy.matching(facts)?)))
 }
 
 impl Policy {
@@ -404,7 +405,7 @@ impl Policy {
 }
 
 impl Rule {
-    fn matches(&self, facts: &Facts<'_>) -> bool {
+    pub(crate) fn matches(&self, facts: &Facts<'_>) -> bool {
         let all = |conditions: &[Condition]| conditions.iter().all(|condition| condition.matches(facts));
         let some = |alternatives: &[Vec<Condition>]| alternatives.is_empty() || alternatives.iter().any(|one| all(one));
         some(&self.from) && some(&self.to) && all(&self.when)

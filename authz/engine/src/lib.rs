@@ -14,6 +14,7 @@ pub mod counters;
 pub mod decide;
 pub mod decision;
 pub mod document;
+mod index;
 mod mapped;
 pub mod path;
 mod pattern;

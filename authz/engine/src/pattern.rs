@@ -78,6 +78,8 @@ fn parse_ip(value: &[u8]) -> Option<IpAddr> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn pattern(json: &str) -> Pattern {
@@ -134,6 +136,36 @@ mod tests {
         ];
         for (json, issuer, subject, wanted) in table {
             assert_eq!(pattern(json).matches_token(issuer, subject), *wanted, "{json} on {issuer} and {subject}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_value_is_matched_or_not(
+            pattern in prop_oneof![
+                any::<String>().prop_map(Pattern::Exact),
+                any::<String>().prop_map(Pattern::Prefix),
+                any::<String>().prop_map(Pattern::Suffix),
+                Just(Pattern::Present),
+                Just(pattern(r#"{"template":"/{*}/{**}/b"}"#)),
+                Just(pattern(r#"{"cidr":"10.0.0.0/8"}"#)),
+            ],
+            value in any::<Vec<u8>>(),
+            issuer in any::<String>(),
+            subject in any::<String>(),
+        ) {
+            let at_an_end = match &pattern {
+                Pattern::Exact(text) | Pattern::Prefix(text) => value.starts_with(text.as_bytes()),
+                Pattern::Suffix(text) => value.ends_with(text.as_bytes()),
+                _ => !value.is_empty(),
+            };
+            prop_assert!(at_an_end || !pattern.matches(&value));
+            prop_assert!(!subject.is_empty() || !pattern.matches_token(&issuer, &subject));
+        }
+
+        #[test]
+        fn any_text_is_a_block_or_refused(text in r#"[0-9a-f.:/]{0,24}"#) {
+            let _ = serde_json::from_value::<Pattern>(serde_json::json!({ "cidr": text }));
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use crate::attribute::{Attribute, Facts};
 use crate::document::{Action, Document, Policy, Rule, Tier, SCHEMA};
+use crate::index::Policies;
 use crate::path::Normalization;
 use crate::rego::{Rego, RegoError};
 use crate::request::{EditRequest, Request};
@@ -51,7 +52,7 @@ pub struct Program {
     pub(crate) enforced: RuleSets,
     /// Those that are on trial.
     pub(crate) dry_run: RuleSets,
-    pub(crate) audit: Vec<Policy>,
+    pub(crate) audit: Policies,
     pub(crate) rego: Vec<Rego>,
     /// Every attribute that a decision may rest on, in the order of cache keys.
     pub(crate) attributes: Vec<Attribute>,
@@ -63,10 +64,9 @@ pub struct Program {
 }
 
 /// The policies that decide by rules alone.
-#[derive(Default)]
 pub(crate) struct RuleSets {
-    pub(crate) deny: Vec<Policy>,
-    pub(crate) allow: Vec<Policy>,
+    pub(crate) deny: Policies,
+    pub(crate) allow: Policies,
 }
 
 /// A CUSTOM policy with the place of its Rego policy in [`Program::rego`].
@@ -96,12 +96,13 @@ impl Program {
         }
         let attributes = attributes(&document.policies, &rego);
         let (mut custom, mut audit) = (Vec::new(), Vec::new());
-        let (mut enforced, mut dry_run) = (RuleSets::default(), RuleSets::default());
+        let (mut deny, mut allow, mut tried_deny, mut tried_allow) = <(Vec<_>, Vec<_>, Vec<_>, Vec<_>)>::default();
         for policy in document.policies {
-            let sets = if policy.dry_run { &mut dry_run } else { &mut enforced };
             match policy.action {
-                Action::Allow => sets.allow.push(policy),
-                Action::Deny => sets.deny.push(policy),
+                Action::Allow if policy.dry_run => tried_allow.push(policy),
+                Action::Deny if policy.dry_run => tried_deny.push(policy),
+                Action::Allow => allow.push(policy),
+                Action::Deny => deny.push(policy),
                 Action::Custom | Action::Audit if policy.dry_run => return Err(LoadError::DryRun(policy.name)),
                 Action::Custom => custom.push(link(policy, &rego)?),
                 Action::Audit => audit.push(policy),
@@ -112,9 +113,9 @@ impl Program {
             principal: document.workload.principal,
             authentication: TokenRules::new(document.authentication),
             custom,
-            enforced,
-            dry_run,
-            audit,
+            enforced: RuleSets { deny: Policies::new(deny), allow: Policies::new(allow) },
+            dry_run: RuleSets { deny: Policies::new(tried_deny), allow: Policies::new(tried_allow) },
+            audit: Policies::new(audit),
             rego,
             attributes,
             ports: document.workload.ports,

@@ -180,8 +180,8 @@ struct EditedRequest {
 }
 
 impl EditedRequest {
-    fn of(request: &PyRequest) -> Self {
-        let path = crate::path::normalize(&request.path).into_owned();
+    fn of(request: &PyRequest, program: &Program) -> Self {
+        let path = program.path_normalization().apply(&request.path).into_owned();
         Self { headers: request.headers.clone(), path, operations: HeaderOperations::default() }
     }
 }
@@ -239,7 +239,7 @@ impl PyDecision {
     fn of(py: Python<'_>, answer: Answer, program: &Program, request: &PyRequest) -> PyResult<Self> {
         let decision = Arc::unwrap_or_clone(answer.decision);
         let token = answer.token.as_deref();
-        let mut edited = EditedRequest::of(request);
+        let mut edited = EditedRequest::of(request, program);
         program.edit(token, &mut edited);
         let headers = edited.operations.then(decision.headers.clone());
         let shadow = decision.shadow.as_ref().map_or(Ok(Vec::new()), |shadow| shadow.fields()).map_err(refused)?;

@@ -39,6 +39,11 @@ impl TryFrom<String> for Template {
 }
 
 impl Template {
+    /// What every path that matches begins with.
+    pub(crate) fn start(&self) -> &str {
+        self.literals.first().map_or("", |first| first)
+    }
+
     pub(crate) fn matches(&self, path: &[u8]) -> bool {
         self.match_front(path).is_some_and(|left| match &self.rest {
             Some(rest) => left.ends_with(rest.as_bytes()),

@@ -300,6 +300,8 @@ fn pairs(options: Vec<HeaderValueOption>) -> Vec<(String, String)> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
     use peltast_engine::record::Field;
     use peltast_engine::{Connection, HeaderList};
@@ -516,5 +518,21 @@ mod tests {
         let program = program();
         let response = answer(&program, 0, Some(("source", text("failed-open"))));
         assert_eq!(decision(&response.encode_to_vec(), &program).expect("a decision").source, Source::FailedOpen);
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_refused(body in proptest::collection::vec(any::<u8>(), 0..256)) {
+            prop_assert!(decision(&body, &program()).is_err());
+        }
+
+        #[test]
+        fn any_damage_is_survived(at in any::<prop::sample::Index>(), byte in any::<u8>()) {
+            let program = program();
+            let mut body = answer(&program, 0, None).encode_to_vec();
+            let at = at.index(body.len());
+            body[at] = byte;
+            let _ = decision(&body, &program);
+        }
     }
 }

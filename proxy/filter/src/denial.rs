@@ -37,6 +37,8 @@ fn problem(status: u16, request_id: Option<&[u8]>, policy: Option<&str>) -> Stri
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -59,5 +61,13 @@ mod tests {
     fn a_problem_names_the_policy_it_is_given() {
         let document: serde_json::Value = serde_json::from_str(&problem(403, None, Some("a/b"))).expect("JSON");
         assert_eq!(document["policy"], "a/b");
+    }
+
+    proptest! {
+        #[test]
+        fn a_problem_is_json_whatever_bytes_name_the_request(status in any::<u16>(), id in any::<Vec<u8>>()) {
+            let document: serde_json::Value = serde_json::from_str(&problem(status, Some(&id), None)).expect("JSON");
+            prop_assert_eq!(&document["request_id"], &serde_json::json!(String::from_utf8_lossy(&id)));
+        }
     }
 }

@@ -154,6 +154,8 @@ impl Connections {
 mod tests {
     use std::net::{IpAddr, Ipv4Addr};
 
+    use proptest::prelude::*;
+
     use super::*;
 
     const TAKES_PLAINTEXT: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8443);
@@ -216,5 +218,19 @@ mod tests {
             refused.peer.map(|peer| (peer.principal, peer.serial)),
             Some(("spiffe://a/x,spiffe://a/y".into(), "01".into(),))
         );
+    }
+
+    proptest! {
+        #[test]
+        fn any_state_is_one_spiffe_id_that_lives_or_refused(
+            state in prop_oneof![any::<String>(), r"(spiffe://|,|a|/|\|){0,6}\|(9{0,24}|-)\|[0-9a-f]{0,4}(\|)?"],
+            now in any::<u64>(),
+        ) {
+            let found = downstream(&state);
+            if found.check(&program(), now).is_ok() {
+                let principal = found.peer.expect("a peer").principal;
+                prop_assert!(principal.starts_with("spiffe://") && !principal.contains(','));
+            }
+        }
     }
 }

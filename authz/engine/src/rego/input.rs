@@ -220,3 +220,29 @@ fn form_decode(text: &[u8]) -> String {
     let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
     percent_decode(&spaced).decode_utf8_lossy().into_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn any_path_has_its_segments(path in any::<Vec<u8>>()) {
+            let unescaped: Vec<u8> = percent_decode(path::without_query(&path)).collect();
+            let behind = unescaped.iter().skip_while(|&&byte| byte == b'/');
+            let segments = behind.filter(|&&byte| byte == b'/').count() + 1;
+            prop_assert_eq!(parsed_path(&path).as_array().expect("a list").len(), segments);
+        }
+
+        #[test]
+        fn any_query_has_a_value_for_each_of_its_pairs(query in any::<Vec<u8>>()) {
+            let pairs = query.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()).count();
+            let parsed = parsed_query(&query);
+            let lists = parsed.as_object().expect("an object").values();
+            let values: usize = lists.map(|list| list.as_array().map_or(0, |list| list.len())).sum();
+            prop_assert_eq!(values, pairs);
+        }
+    }
+}
