@@ -21,7 +21,9 @@ from support.issuer import Issuer
 from support.mounts import PythonMount, engine_request
 from support.reference import Asked, Policy, Token
 
-from peltast.authz._engine import Decider, Decision, KeySets, Program, Request
+from peltast.authz._engine import Decider, Decision, KeySets, Program, Request, Revocations
+from peltast.authz.compile import canonical
+from peltast.authz.revocations import Revocation
 
 STEPS = 60
 START_MS = time.time_ns() // 1_000_000
@@ -58,14 +60,35 @@ def short_lived() -> list[Token]:
     return [Token(ONE.token(aud="stock", groups=["a"], **life), ONE.name) for life in lives]
 
 
+@cache
+def revocations() -> list[Revocations]:
+    """None, and those of a subject and of an issuer, until some time of the walk."""
+    now = START_MS // 1000
+    made = [
+        [],
+        [Revocation(ONE.name, subject="ada", issued_before=now)],
+        [Revocation(ONE.name, issued_before=now + 60)],
+    ]
+    documents = [{"schema": 1, "revocations": [revocation.to_json() for revocation in each]} for each in made]
+    return [Revocations.load(canonical(document)) for document in documents]
+
+
 class Walk:
     """The world as it is now, and what may happen to it."""
 
     def __init__(self, choose: Random) -> None:
         self.choose = choose
         self.program, self.keys, self.now_ms = programs()[0], key_sets()[0], START_MS
+        self.revocations = revocations()[0]
         self.asked: list[Asked] = [request(choose, CALLERS[0])]
-        self.moves = [self.change_program, self.change_keys, self.pass_time, self.go_back, self.ask_otherwise]
+        self.moves = [
+            self.change_program,
+            self.change_keys,
+            self.revoke,
+            self.pass_time,
+            self.go_back,
+            self.ask_otherwise,
+        ]
 
     def step(self) -> Request:
         """Changes something, or nothing; gives a request that was perhaps made before."""
@@ -78,6 +101,10 @@ class Walk:
 
     def change_keys(self) -> None:
         self.keys = self.choose.choice(key_sets())
+
+    def revoke(self) -> None:
+        """Or take back, which operators cannot."""
+        self.revocations = self.choose.choice(revocations())
 
     def pass_time(self) -> None:
         self.now_ms += self.choose.choice([1, 999, 20_000, 61_000])
@@ -108,8 +135,8 @@ def test_a_decision_from_memory_is_the_one_that_would_be_made_anew() -> None:
         world, living = Walk(choose), Decider()
         for _ in range(STEPS):
             asked = world.step()
-            remembered = living.decide(world.program, world.keys, asked, world.now_ms)
-            anew = Decider().decide(world.program, world.keys, asked, world.now_ms)
+            remembered = living.decide(world.program, world.keys, world.revocations, asked, world.now_ms)
+            anew = Decider().decide(world.program, world.keys, world.revocations, asked, world.now_ms)
             assert told(remembered) == told(anew)
             from_memory[remembered.decided_by == "cache"] += 1
 

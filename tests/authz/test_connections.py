@@ -8,8 +8,9 @@ import yaml
 from hypothesis import assume, event, given
 from hypothesis import strategies as st
 
-from peltast.authz._engine import Decider, Decision, KeySets, Program, Request
+from peltast.authz._engine import Decider, Decision, KeySets, Program, Request, Revocations
 from peltast.authz.revision import compile_revision
+from peltast.authz.revocations import NO_REVOCATIONS
 from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.snapshot import load
 
@@ -65,7 +66,7 @@ def decide(action: str, given_rules: list[Rule], principal: str) -> Decision:
     revision = compile_revision(load(files, "cluster.local", 1))
     program, keys = Program.load(revision.programs["shop/db"]), KeySets.load(revision.keys["shop/db"])
     request = Request(source_principal=f"spiffe://{principal}", destination_port=15432)
-    return Decider().decide(program, keys, request, 0)
+    return Decider().decide(program, keys, Revocations.load(NO_REVOCATIONS), request, 0)
 
 
 def matches(rule: Rule, principal: str, *, of_requests: bool) -> bool:

@@ -7,8 +7,9 @@ import time
 from support.generated import NAMESPACE, PORTS, PolicySet
 from support.reference import Asked, Outcome
 
-from peltast.authz._engine import Decider, Decision, KeySets, Program, Request
+from peltast.authz._engine import Decider, Decision, KeySets, Program, Request, Revocations
 from peltast.authz.revision import Revision
+from peltast.authz.revocations import NO_REVOCATIONS
 
 
 class PythonMount:
@@ -20,10 +21,12 @@ class PythonMount:
         self.program = Program.load(self.revision.programs[workload])
         self.keys = KeySets.load(self.revision.keys[workload])
         self._decider = Decider()
+        self._revocations = Revocations.load(NO_REVOCATIONS)
 
     def decide(self, asked: Asked) -> Outcome:
         now_ms = time.time_ns() // 1_000_000
-        return outcome(self._decider.decide(self.program, self.keys, engine_request(asked), now_ms))
+        asked_of_engine = engine_request(asked)
+        return outcome(self._decider.decide(self.program, self.keys, self._revocations, asked_of_engine, now_ms))
 
 
 def engine_request(asked: Asked) -> Request:
