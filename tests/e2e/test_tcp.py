@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import ssl
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -230,6 +231,27 @@ async def test_a_changed_policy_decides_the_next_connection_and_drops_none(
 
         await eventually(is_let_in, "the new policy is in force")
         assert await customer.say(b"still here") == b"still here"
+        customer.writer.close()
+
+
+async def test_a_changed_policy_ends_what_it_does_not_allow(folder: Path, state: Path, tmp_path: Path) -> None:
+    let_in = POLICIES.replace("sa/client,", "sa/client, '*/sa/stranger',")
+    (folder / "policies.yaml").write_text(let_in)
+    async with RunningMesh(folder, state) as mesh:
+        customer, stranger = (
+            await Customer.open(),
+            await Customer.open(context(tmp_path / "s", svid_for(state, STRANGER_ID))),
+        )
+        assert (await customer.greeting(), await stranger.greeting()) == (GREETING, GREETING)
+        (folder / "policies.yaml").write_text(POLICIES)
+        begun = time.monotonic()
+        assert await stranger.greeting() == b""
+        assert time.monotonic() - begun < 2
+        assert await customer.say(b"still here") == b"still here"
+        ended_row = "source_principal LIKE '%/stranger' AND NOT interrupted"
+        query = f"SELECT ended_reason, ended_policy FROM requests WHERE {ended_row}"
+        [ended] = await eventually(lambda: rows(mesh, query), "the end is on record")
+        assert ended == {"ended_reason": "no_allow_rule", "ended_policy": None}
         customer.writer.close()
 
 

@@ -25,6 +25,7 @@ NEEDED_EVENTS = {
     "network_filter_read",
     "network_filter_write",
     "network_filter_event",
+    "network_filter_scheduled",
     "http_filter_config_new",
     "http_filter_config_destroy",
     "http_filter_new",

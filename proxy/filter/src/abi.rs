@@ -183,6 +183,9 @@ extern "C" {
     );
     pub(crate) fn envoy_dynamic_module_callback_network_filter_get_worker_index(connection: Handle) -> u32;
     pub(crate) fn envoy_dynamic_module_callback_network_filter_continue_reading(connection: Handle);
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_scheduler_new(connection: Handle) -> Handle;
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_scheduler_commit(scheduler: Handle, event: u64);
+    pub(crate) fn envoy_dynamic_module_callback_network_filter_scheduler_delete(scheduler: Handle);
     pub(crate) fn envoy_dynamic_module_callback_network_filter_close_with_details(
         connection: Handle,
         kind: u32,

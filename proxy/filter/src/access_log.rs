@@ -1,5 +1,7 @@
 //! How things ended: the end of inbound requests, our side of outbound ones, and connections that were refused.
 
+use std::sync::Arc;
+
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::token::path_without_token;
 use peltast_engine::Decision;
@@ -51,7 +53,8 @@ impl Logger {
             Self::Listener => log_refusal(worker, entry),
             Self::InboundConnection => match connection::left_for_log(entry) {
                 Some(decision) => {
-                    record(worker, entry, Kind::End, |fields| fill_connection_end(fields, entry, decision));
+                    let by = decision.and_then(|decision| worker.ended_connections.remove(&decision));
+                    record(worker, entry, Kind::End, |fields| fill_connection_end(fields, entry, decision, by));
                 }
                 None => log_refusal(worker, entry),
             },
@@ -112,13 +115,16 @@ fn fill_outbound(fields: &mut Fields<'_>, entry: &LogEntry) {
 }
 
 /// The end of a connection without requests. One whose decision could not be recorded says who it was.
-fn fill_connection_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Option<u64>) {
+fn fill_connection_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Option<u64>, by: Option<Arc<Decision>>) {
     match decision {
         Some(sequence) => fields.number(Field::DecisionSequence, sequence),
         None => {
             fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
             fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
         }
+    }
+    if let Some(by) = by {
+        fill_ended_by(fields, &by);
     }
     fields.optional(Field::EndDetails, connection::why_ended(entry));
     fill_traffic(fields, entry);

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use peltast_engine::record::Kind;
 use peltast_engine::{Answer, Decision, Effect, KeySets, Program, Reason, Request, Revocations, Trust, Verdict};
 
-use crate::config::Workload;
+use crate::config::{generation, Workload};
 use crate::downstream::Downstream;
 use crate::envoy::LogEntry;
+use crate::live::Validity;
 use crate::network::Connection;
 use crate::outcome::{decided_by, Outcome};
 use crate::worker::{self, Now, Worker};
@@ -24,7 +25,13 @@ const CLOSED: &str = "closed";
 pub(crate) struct ConnectionState {
     workload: &'static Workload,
     program: Arc<Program>,
+    /// When `program` was the newest; see [`generation`].
+    generation: u64,
     allowed: bool,
+    /// Sequence of the decision record, once it is written.
+    recorded: Option<u64>,
+    /// Where the worker lists it, once it was let through.
+    pub(crate) place: Option<usize>,
     /// Who ended it, or its own direction of it, first.
     ended: Option<Side>,
 }
@@ -61,7 +68,16 @@ pub(crate) enum Next {
 
 impl ConnectionState {
     pub(crate) fn new(workload: &'static Workload) -> Self {
-        Self { workload, program: workload.program(), allowed: false, ended: None }
+        let generation = generation(); // before the program: what comes in between is looked at again
+        Self {
+            workload,
+            program: workload.program(),
+            generation,
+            allowed: false,
+            recorded: None,
+            place: None,
+            ended: None,
+        }
     }
 
     /// Waits for the handshake, which shows who the peer is; where there will be none, decides.
@@ -104,9 +120,39 @@ impl ConnectionState {
         }
     }
 
+    /// Decides a connection that runs again, by what holds now; gives by what it may run on.
+    ///
+    /// # Errors
+    /// Why it may not.
+    pub(crate) fn decide_again(&mut self, connection: &Connection) -> Result<Validity, Reason> {
+        self.generation = generation();
+        self.program = self.workload.program();
+        let (now, downstream) = (Now::read(), Downstream::of(connection));
+        let decision = match downstream.check(&self.program, now.ms()) {
+            Ok(()) => self.ask_policies(&downstream, now).decision,
+            Err(reason) => Arc::new(Decision::without_policy(Effect::Deny, reason, self.program.hash())),
+        };
+        if decision.effect == Effect::Allow {
+            return Ok(self.validity(connection));
+        }
+        let reason = decision.reason;
+        if let Some(recorded) = self.recorded {
+            worker::with(|worker| worker.ended_connections.insert(recorded, decision));
+        }
+        Err(reason)
+    }
+
+    /// By what the connection may run on.
+    pub(crate) fn validity(&self, connection: &Connection) -> Validity {
+        Validity { generation: self.generation, ends_ms: Downstream::of(connection).ends_ms() }
+    }
+
     /// Denies a connection whose decision panicked. What the panic left half-done is forgotten.
     pub(crate) fn on_panic(&mut self, connection: &Connection) -> Next {
         worker::with(Worker::recover);
+        if self.place.is_some() {
+            return Next::Close(Reason::InternalError);
+        }
         self.refuse(connection, Reason::InternalError, &Downstream::of(connection), Now::read())
     }
 
@@ -151,6 +197,7 @@ impl ConnectionState {
             )
         });
         leave_for_log(connection, recorded);
+        self.recorded = recorded;
         self.allowed = decision.effect == Effect::Allow && recorded.is_some();
         match decision.effect {
             Effect::Allow if self.allowed => Next::Continue,

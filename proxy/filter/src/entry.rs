@@ -4,15 +4,16 @@
 use std::ffi::{c_char, c_void};
 use std::panic::{catch_unwind, AssertUnwindSafe};
 
+use peltast_engine::Reason;
+
 use crate::abi::{self, Buffer, Handle, Header};
 use crate::access_log::Logger;
-use crate::config::generation;
+use crate::again;
 use crate::config::FilterConfig;
 use crate::denial::deny;
 use crate::envoy::{self, warn, LogEntry, Stream};
-use crate::live::{LiveStream, Validity};
+use crate::live::{Live, Owner, Validity};
 use crate::stream::{Next, StreamState};
-use crate::worker;
 
 /// Our half of a stream.
 enum Filter {
@@ -29,7 +30,7 @@ pub(crate) fn guarded<R>(hook: impl FnOnce() -> R, rescue: impl FnOnce() -> R) -
 ///
 /// # Safety
 /// `filter` must live, and nothing else may borrow it meanwhile.
-unsafe fn state_of<'a>(filter: Handle) -> Option<&'a mut StreamState> {
+pub(crate) unsafe fn state_of<'a>(filter: Handle) -> Option<&'a mut StreamState> {
     // SAFETY: made by `filter_new`; the caller vouches for the rest.
     match unsafe { &mut *filter.cast::<Filter>() } {
         Filter::Deciding(state) => Some(state),
@@ -86,72 +87,37 @@ unsafe fn decide(
     });
     if let Some(Next::Continue) = next {
         // SAFETY: as above; the state is no longer borrowed.
-        guarded(|| unsafe { begin(LiveStream { stream, filter }) }, || warn("peltast: a stream is not watched"));
+        guarded(|| unsafe { watch(stream, filter) }, || warn("peltast: a stream is not watched"));
     }
     next
 }
 
-/// Lists a stream that was let through with its worker.
+/// Decides a running stream again; gives by what it may run on.
+///
+/// # Errors
+/// Why it may not.
 ///
 /// # Safety
 /// See [`with_state`].
-unsafe fn begin(live: LiveStream) {
+pub(crate) unsafe fn decide_again(stream: Handle, filter: Handle) -> Result<Validity, Reason> {
     // SAFETY: the caller vouches; one borrow after the other.
     unsafe {
-        let validity = with_state(live.stream, live.filter, |state, stream| state.validity(stream));
-        let Some(validity) = validity else { return };
-        let place = worker::with(|worker| worker.live.begin(live, validity));
-        set_place(live.filter, Some(place));
+        match decide(stream, filter, |state, stream| state.decide_again(stream)) {
+            Some(Next::Reset(reason)) => Err(reason),
+            _ => with_state(stream, filter, |state, stream| state.validity(stream)).ok_or(Reason::InternalError),
+        }
     }
 }
 
-/// Takes a stream off its worker's list, if it is there.
+/// Has a stream that was let through watched.
 ///
 /// # Safety
-/// See [`state_of`].
-unsafe fn end(filter: Handle) {
-    // SAFETY: the caller vouches; what is listed lives, and one borrow follows the other.
+/// See [`with_state`].
+unsafe fn watch(stream: Handle, filter: Handle) {
+    // SAFETY: the caller vouches; one borrow after the other.
     unsafe {
-        let Some(place) = state_of(filter).and_then(|state| state.place.take()) else { return };
-        if let Some(moved) = worker::with(|worker| worker.live.end(place)) {
-            set_place(moved.filter, Some(place));
-        }
-    }
-}
-
-/// # Safety
-/// See [`state_of`].
-unsafe fn set_place(filter: Handle, place: Option<usize>) {
-    // SAFETY: the caller vouches.
-    if let Some(state) = unsafe { state_of(filter) } {
-        state.place = place;
-    }
-}
-
-/// Decides everything again that runs on this worker, and resets what is no longer allowed.
-///
-/// # Safety
-/// Inside a hook of a stream of this worker; nothing may borrow a filter.
-unsafe fn look_again() {
-    let mut validity = Validity { generation: generation(), ends_ms: u64::MAX };
-    let mut ends = Vec::new();
-    for live in worker::with(|worker| worker.live.all()) {
-        // SAFETY: what is listed lives: nothing in deciding ends a stream.
-        match unsafe { decide(live.stream, live.filter, |state, stream| state.decide_again(stream)) } {
-            Some(Next::Reset(reason)) => ends.push((live, reason)),
-            _ => {
-                // SAFETY: as above.
-                let own = unsafe { with_state(live.stream, live.filter, |state, stream| state.validity(stream)) };
-                validity.ends_ms = own.map_or(u64::MAX, |own| own.ends_ms).min(validity.ends_ms);
-            }
-        }
-    }
-    worker::with(|worker| worker.live.decided(validity));
-    for (live, reason) in ends {
-        // The end of one may have been the end of another.
-        if worker::with(|worker| worker.live.has(live)) {
-            // SAFETY: it is listed, so it lives; nothing is borrowed.
-            unsafe { Stream::new(live.stream) }.reset(reason.as_str());
+        if let Some(validity) = with_state(stream, filter, |state, stream| state.validity(stream)) {
+            again::begin(Live { owner: Owner::Stream, handle: stream, filter }, validity);
         }
     }
 }
@@ -222,7 +188,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_new(config: *const c_vo
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(filter: *mut c_void) {
     // SAFETY: made by `filter_new`, destroyed once, and off the list where no hook told of the stream's end.
     let destroy = || unsafe {
-        end(filter.cast());
+        again::end(Owner::Stream, filter);
         drop(Box::from_raw(filter.cast::<Filter>()));
     };
     guarded(destroy, || {});
@@ -262,7 +228,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(stream:
     // SAFETY: Envoy's handles.
     unsafe {
         observe(stream, filter, |state, _| state.on_complete());
-        guarded(|| end(filter), || warn("peltast: a stream's end was not seen"));
+        guarded(|| again::end(Owner::Stream, filter), || warn("peltast: a stream's end was not seen"));
     }
 }
 
@@ -270,7 +236,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_stream_complete(stream:
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(stream: Handle, filter: Handle, event: u64) {
     if event == envoy::LOOK_AGAIN {
         // SAFETY: a hook of this worker; nothing is borrowed.
-        return guarded(|| unsafe { look_again() }, || warn("peltast: running requests were not decided again"));
+        return guarded(|| unsafe { again::look_again() }, || warn("peltast: running requests were not decided again"));
     }
     // SAFETY: Envoy's handles.
     let next = unsafe { decide(stream, filter, StreamState::on_scheduled) };

@@ -6,6 +6,7 @@ use std::cell::OnceCell;
 use peltast_engine::{request, Headers};
 
 use crate::abi::{self, Buffer, BytesInfo, Handle, Header, TimingInfo};
+use crate::live::Owner;
 
 /// Writes a line to Envoy's log at level warning.
 pub(crate) fn warn(message: &str) {
@@ -175,7 +176,7 @@ impl Stream {
     }
 
     pub(crate) fn scheduler(&self) -> Scheduler {
-        Scheduler::of(self.handle)
+        Scheduler::of(Owner::Stream, self.handle)
     }
 }
 
@@ -210,17 +211,26 @@ pub(crate) const ANSWERED: u64 = 0;
 /// See [`ANSWERED`].
 pub(crate) const LOOK_AGAIN: u64 = 1;
 
-/// Wakes the worker of a stream from anywhere, also when the stream is gone: then nothing happens.
-pub(crate) struct Scheduler(Handle);
+/// Wakes the worker of a stream or connection from anywhere, also when that is gone: then nothing happens.
+pub(crate) struct Scheduler {
+    owner: Owner,
+    handle: Handle,
+}
 
 // SAFETY: Envoy takes events from any thread.
 unsafe impl Send for Scheduler {}
 
 impl Scheduler {
-    /// Of a stream that lives, on the thread of its worker.
-    pub(crate) fn of(stream: Handle) -> Self {
-        // SAFETY: the stream lives; Envoy's object is ours until drop.
-        Self(unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_new(stream) })
+    /// Of a stream or connection that lives, on the thread of its worker.
+    pub(crate) fn of(owner: Owner, handle: Handle) -> Self {
+        // SAFETY: it lives; Envoy's object is ours until drop.
+        let handle = unsafe {
+            match owner {
+                Owner::Stream => abi::envoy_dynamic_module_callback_http_filter_scheduler_new(handle),
+                Owner::Connection => abi::envoy_dynamic_module_callback_network_filter_scheduler_new(handle),
+            }
+        };
+        Self { owner, handle }
     }
 
     /// Tells the stream that the answer it waits for has come.
@@ -234,15 +244,27 @@ impl Scheduler {
     }
 
     fn commit(&self, event: u64) {
-        // SAFETY: the scheduler lives until drop; Envoy drops the event where the stream is gone.
-        unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_commit(self.0, event) };
+        // SAFETY: the scheduler lives until drop; Envoy drops the event where its owner is gone.
+        unsafe {
+            match self.owner {
+                Owner::Stream => abi::envoy_dynamic_module_callback_http_filter_scheduler_commit(self.handle, event),
+                Owner::Connection => {
+                    abi::envoy_dynamic_module_callback_network_filter_scheduler_commit(self.handle, event);
+                }
+            }
+        }
     }
 }
 
 impl Drop for Scheduler {
     fn drop(&mut self) {
-        // SAFETY: made by `Stream::scheduler`, deleted once.
-        unsafe { abi::envoy_dynamic_module_callback_http_filter_scheduler_delete(self.0) };
+        // SAFETY: made by `of`, deleted once.
+        unsafe {
+            match self.owner {
+                Owner::Stream => abi::envoy_dynamic_module_callback_http_filter_scheduler_delete(self.handle),
+                Owner::Connection => abi::envoy_dynamic_module_callback_network_filter_scheduler_delete(self.handle),
+            }
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 
 mod abi;
 mod access_log;
+mod again;
 mod callout;
 mod config;
 mod connection;

@@ -1,4 +1,4 @@
-//! Requests that were let through and still run. They are decided again when something new is in force, or when a
+//! Requests and connections that were let through and still run. They are decided again when something new is in force, or when a
 //! token or an SVID ends, and reset where they are no longer allowed.
 //!
 //! Each worker lists its own. Envoy wakes a worker only by way of one of its streams, and not if that stream has gone:
@@ -27,57 +27,67 @@ pub(crate) struct Validity {
     pub(crate) ends_ms: u64,
 }
 
-/// One stream and our half of it.
+/// What something that runs is.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) struct LiveStream {
-    pub(crate) stream: Handle,
+pub(crate) enum Owner {
+    /// A request and its response.
+    Stream,
+    /// A connection without requests.
+    Connection,
+}
+
+/// Something that runs: Envoy's handle of it and our half.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Live {
+    pub(crate) owner: Owner,
+    pub(crate) handle: Handle,
     pub(crate) filter: Handle,
 }
 
-/// The streams of one worker.
-pub(crate) struct LiveStreams {
-    streams: Vec<LiveStream>,
+/// What runs on one worker.
+pub(crate) struct LiveList {
+    running: Vec<Live>,
     /// The one whose scheduler `bell` has.
-    ringing: Option<LiveStream>,
+    ringing: Option<Live>,
     bell: Arc<Bell>,
 }
 
-impl LiveStreams {
+impl LiveList {
     pub(crate) fn new() -> Self {
         let bell = Arc::new(Bell::default());
         BELLS.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&bell));
-        Self { streams: Vec::new(), ringing: None, bell }
+        Self { running: Vec::new(), ringing: None, bell }
     }
 
     /// Takes up a stream and gives its place.
-    pub(crate) fn begin(&mut self, live: LiveStream, validity: Validity) -> usize {
-        if self.streams.is_empty() {
+    pub(crate) fn begin(&mut self, live: Live, validity: Validity) -> usize {
+        if self.running.is_empty() {
             self.bell.due.set(validity);
         } else {
             self.bell.due.narrow(validity);
         }
-        self.streams.push(live);
+        self.running.push(live);
         if self.ringing.is_none() {
             self.ring_by(Some(live));
         }
-        self.streams.len() - 1
+        self.running.len() - 1
     }
 
     /// Lets go of the stream at `place`; gives the one that is there now, which was at another place before.
-    pub(crate) fn end(&mut self, place: usize) -> Option<LiveStream> {
-        let gone = self.streams.swap_remove(place);
+    pub(crate) fn end(&mut self, place: usize) -> Option<Live> {
+        let gone = self.running.swap_remove(place);
         if self.ringing == Some(gone) {
-            self.ring_by(self.streams.last().copied()); // the newest, or nearly so: it may run for longest
+            self.ring_by(self.running.last().copied()); // the newest, or nearly so: it may run for longest
         }
-        self.streams.get(place).copied()
+        self.running.get(place).copied()
     }
 
-    pub(crate) fn all(&self) -> Vec<LiveStream> {
-        self.streams.clone()
+    pub(crate) fn all(&self) -> Vec<Live> {
+        self.running.clone()
     }
 
-    pub(crate) fn has(&self, live: LiveStream) -> bool {
-        self.streams.contains(&live)
+    pub(crate) fn has(&self, live: Live) -> bool {
+        self.running.contains(&live)
     }
 
     /// All were decided again, as `validity` says.
@@ -85,9 +95,9 @@ impl LiveStreams {
         self.bell.due.set(validity);
     }
 
-    fn ring_by(&mut self, live: Option<LiveStream>) {
+    fn ring_by(&mut self, live: Option<Live>) {
         self.ringing = live;
-        let scheduler = live.map(|live| Scheduler::of(live.stream));
+        let scheduler = live.map(|live| Scheduler::of(live.owner, live.handle));
         *self.bell.scheduler.lock().unwrap_or_else(PoisonError::into_inner) = scheduler;
     }
 }

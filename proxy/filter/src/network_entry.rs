@@ -6,10 +6,12 @@ use std::ffi::c_void;
 use peltast_engine::Reason;
 
 use crate::abi::{self, Buffer, Handle};
+use crate::again;
 use crate::config::{FilterConfig, Workload};
 use crate::connection::{ConnectionState, Next, Side};
 use crate::entry::guarded;
 use crate::envoy::warn;
+use crate::live::{Live, Owner, Validity};
 use crate::network::Connection;
 
 /// Loads the filter's configuration: a program. Key sets are no network filter's.
@@ -40,6 +42,41 @@ unsafe fn decide(connection: Handle, filter: *mut c_void, hook: Hook) -> Next {
             guarded(|| run(ConnectionState::on_panic), || Next::Close(Reason::InternalError))
         },
     )
+}
+
+/// Decides a running connection again; gives by what it may run on.
+///
+/// # Errors
+/// Why it may not.
+///
+/// # Safety
+/// As [`decide`].
+pub(crate) unsafe fn decide_again(connection: Handle, filter: Handle) -> Result<Validity, Reason> {
+    // SAFETY: the caller vouches.
+    let run = || unsafe { (*filter.cast::<ConnectionState>()).decide_again(&Connection::new(connection)) };
+    guarded(run, || Err(Reason::InternalError))
+}
+
+/// Has a connection that was let through watched.
+///
+/// # Safety
+/// As [`decide`].
+unsafe fn watch(connection: Handle, filter: Handle) {
+    // SAFETY: the caller vouches; one borrow after the other.
+    let watch = || unsafe {
+        let validity = (*filter.cast::<ConnectionState>()).validity(&Connection::new(connection));
+        again::begin(Live { owner: Owner::Connection, handle: connection, filter }, validity);
+    };
+    guarded(watch, || warn("peltast: a connection is not watched"));
+}
+
+/// Has a connection watched no more, if it was.
+///
+/// # Safety
+/// As [`decide`].
+unsafe fn unwatch(filter: Handle) {
+    // SAFETY: the caller vouches.
+    guarded(|| unsafe { again::end(Owner::Connection, filter) }, || warn("peltast: a connection's end was not seen"));
 }
 
 #[no_mangle]
@@ -75,8 +112,11 @@ unsafe extern "C" fn envoy_dynamic_module_on_network_filter_new(
 
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_network_filter_destroy(filter: *mut c_void) {
-    // SAFETY: made by `filter_new`, destroyed once.
-    guarded(|| drop(unsafe { Box::from_raw(filter.cast::<ConnectionState>()) }), || {});
+    // SAFETY: made by `filter_new`, destroyed once, and off the list where no hook told of the connection's end.
+    unsafe {
+        unwatch(filter);
+        guarded(|| drop(Box::from_raw(filter.cast::<ConnectionState>())), || {});
+    }
 }
 
 #[no_mangle]
@@ -86,7 +126,11 @@ unsafe extern "C" fn envoy_dynamic_module_on_network_filter_new_connection(
 ) -> u32 {
     // SAFETY: Envoy's handles.
     match unsafe { decide(connection, filter, ConnectionState::on_new_connection) } {
-        Next::Continue => abi::CONNECTION_CONTINUE,
+        Next::Continue => {
+            // SAFETY: Envoy's handles; the state is no longer borrowed.
+            unsafe { watch(connection, filter) };
+            abi::CONNECTION_CONTINUE
+        }
         Next::Wait => abi::CONNECTION_STOP,
         Next::Close(reason) => {
             // SAFETY: Envoy's handle; the state is no longer borrowed.
@@ -135,6 +179,8 @@ unsafe extern "C" fn envoy_dynamic_module_on_network_filter_event(connection: Ha
         // SAFETY: Envoy's own handle; the state is made by `filter_new`, and not borrowed.
         let close = || unsafe { (*filter.cast::<ConnectionState>()).on_close(&Connection::new(connection), side) };
         guarded(close, || warn("peltast: a hook of the module panicked"));
+        // SAFETY: as above.
+        unsafe { unwatch(filter) };
     };
     match event {
         // SAFETY: Envoy's handles.
@@ -152,6 +198,10 @@ unsafe extern "C" fn envoy_dynamic_module_on_network_filter_event(connection: Ha
 unsafe fn on_connected(connection: Handle, filter: *mut c_void) {
     // SAFETY: the caller vouches.
     let next = unsafe { decide(connection, filter, ConnectionState::decide) };
+    if let Next::Continue = next {
+        // SAFETY: the caller vouches; the state is no longer borrowed.
+        unsafe { watch(connection, filter) };
+    }
     // SAFETY: Envoy's handle; the state is no longer borrowed.
     let connection = unsafe { Connection::new(connection) };
     match next {
@@ -159,4 +209,14 @@ unsafe fn on_connected(connection: Handle, filter: *mut c_void) {
         Next::Close(reason) => connection.close(reason.as_str()),
         Next::Wait => {}
     }
+}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_network_filter_scheduled(
+    _connection: Handle,
+    _filter: Handle,
+    _event: u64,
+) {
+    // SAFETY: a hook of this worker; nothing is borrowed. Nothing else is scheduled for connections.
+    guarded(|| unsafe { again::look_again() }, || warn("peltast: running connections were not decided again"));
 }

@@ -12,7 +12,7 @@ use peltast_engine::{Decider, Decision};
 use crate::config::spool_root;
 use crate::downstream::Connections;
 use crate::envoy::{warn, Scheduler};
-use crate::live::LiveStreams;
+use crate::live::LiveList;
 
 thread_local! {
     static WORKER: RefCell<Worker> = RefCell::new(Worker::new());
@@ -63,10 +63,12 @@ pub(crate) struct Worker {
     pub(crate) decider: Decider,
     pub(crate) connections: Connections,
     /// What was let through and runs.
-    pub(crate) live: LiveStreams,
+    pub(crate) live: LiveList,
     /// Streams that wait for the answer to a question that another stream asked, by the question's key.
     pub(crate) waiting: HashMap<Box<[u8]>, Vec<Scheduler>, ahash::RandomState>,
     pub(crate) ended: Option<Ended>,
+    /// Why connections were ended by a later decision, by the sequence of the one that let them through.
+    pub(crate) ended_connections: HashMap<u64, Arc<Decision>>,
     spool: Option<Spool>,
     /// Envoy's number of this worker, once there is a spool.
     index: Option<u32>,
@@ -77,9 +79,10 @@ impl Worker {
         Self {
             decider: Decider::for_sidecar(),
             connections: Connections::default(),
-            live: LiveStreams::new(),
+            live: LiveList::new(),
             waiting: HashMap::default(),
             ended: None,
+            ended_connections: HashMap::new(),
             spool: None,
             index: None,
         }
