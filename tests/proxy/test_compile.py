@@ -10,6 +10,7 @@ import base64
 import json
 import os
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from google.protobuf import json_format
 from peltast.authz.revision import Revision
 from peltast.proxy.sidecar.binary import find_envoy, install_module
 from peltast.proxy.sidecar.bootstrap import bootstrap
+from peltast.proxy.xds.module import deflated
 from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, Resource, Resources
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "xds"
@@ -35,9 +37,8 @@ Json = dict[str, Any]
 def readable(resource: Resource) -> Json:
     """The resource as plain values; documents for our module as text and not in Base64."""
     value: Json = json.loads(json_format.MessageToJson(resource.body, preserving_proto_field_name=True))
-    config = value.get("typed_config", {}).get("filter_config")
-    if config is not None:  # else it is a connection's, and text already
-        config["value"] = base64.b64decode(config["value"]).decode()
+    for config in [each["filter_config"] for each in nodes(value) if "filter_config" in each]:
+        config["value"] = zlib.decompress(base64.b64decode(config["value"])).decode()
     return value
 
 
@@ -315,9 +316,7 @@ def test_envoy_refuses_a_program_that_our_module_refuses(compiled: Compiled, tmp
     config = with_filters_inline(static_config(resources, tmp_path), resources[EXTENSION_CONFIG])
     for each in nodes(config):
         if each.get("filter_name") == "program":
-            is_text = each["filter_config"]["@type"].endswith("StringValue")
-            unknown = '{"schema": 999}'
-            each["filter_config"]["value"] = unknown if is_text else base64.b64encode(unknown.encode()).decode()
+            each["filter_config"]["value"] = base64.b64encode(deflated(b'{"schema": 999}')).decode()
     result = validate(config, tmp_path)
     assert result.returncode != 0
     assert "program" in result.stderr

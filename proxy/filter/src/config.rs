@@ -1,10 +1,12 @@
 //! What the control plane and the agent tell the module: programs, key sets and revocations by ECDS, the spool by
 //! environment.
 
+use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
+use flate2::read::ZlibDecoder;
 use peltast_engine::counters::CounterFile;
 use peltast_engine::usage::Usage;
 use peltast_engine::{KeySets, Program, Revocations, Trust};
@@ -17,6 +19,8 @@ const SPOOL_VARIABLE: &str = "PELTAST_SPOOL";
 /// Bytes that the sidecar's spools may hold before requests are denied.
 const SPOOL_BYTES_VARIABLE: &str = "PELTAST_SPOOL_BYTES";
 const DEFAULT_SPOOL_BYTES: u64 = 256 * 1024 * 1024;
+/// Longest document; see `MAX_MESSAGE_BYTES` of the control plane.
+const MAX_DOCUMENT_BYTES: u64 = 64 * 1024 * 1024;
 
 /// The configuration of one filter, as Envoy holds it.
 pub(crate) enum FilterConfig {
@@ -29,18 +33,19 @@ pub(crate) enum FilterConfig {
 impl FilterConfig {
     /// Loads a configuration. What it carries is in force at once, for requests that run already too.
     pub(crate) fn load(name: &[u8], config: &[u8]) -> Result<Self, String> {
+        let document = inflate(config, MAX_DOCUMENT_BYTES)?;
         let loaded = match name {
             b"program" => {
-                let program = Program::load(config).map_err(|error| error.to_string())?;
+                let program = Program::load(&document).map_err(|error| error.to_string())?;
                 Self::Program(Workload::take(program))
             }
             b"keys" => {
-                let keys = KeySets::load(config).map_err(|error| error.to_string())?;
+                let keys = KeySets::load(&document).map_err(|error| error.to_string())?;
                 arrive(|arrived| arrived.keys = Some(Arc::new(keys)));
                 Self::Carrier
             }
             b"revocations" => {
-                let revocations = Revocations::load(config).map_err(|error| error.to_string())?;
+                let revocations = Revocations::load(&document).map_err(|error| error.to_string())?;
                 arrive(|arrived| arrived.revocations = Some(Arc::new(revocations)));
                 Self::Carrier
             }
@@ -52,6 +57,20 @@ impl FilterConfig {
         GENERATION.fetch_add(1, Ordering::Release);
         live::look_now();
         Ok(loaded)
+    }
+}
+
+/// A document that travels deflated (RFC 1950).
+///
+/// # Errors
+/// It is not whole, or longer than `bound` bytes.
+fn inflate(config: &[u8], bound: u64) -> Result<Vec<u8>, String> {
+    let mut document = Vec::new();
+    let read = ZlibDecoder::new(config).take(bound + 1).read_to_end(&mut document);
+    match read {
+        Ok(length) if length as u64 <= bound => Ok(document),
+        Ok(_) => Err(format!("a document is longer than {bound} bytes")),
+        Err(error) => Err(format!("a document cannot be inflated: {error}")),
     }
 }
 
@@ -148,4 +167,37 @@ fn open_spool_root() -> Result<SpoolRoot, String> {
     let usage = Usage::open(&folder, bound).map_err(refused)?;
     let caches = CounterFile::create(&folder.join("caches")).map_err(refused)?;
     Ok(SpoolRoot { usage: Arc::new(usage), caches, folder })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use flate2::write::ZlibEncoder;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn deflate(document: &[u8]) -> Vec<u8> {
+        let mut encoder = ZlibEncoder::new(Vec::new(), flate2::Compression::default());
+        encoder.write_all(document).expect("written");
+        encoder.finish().expect("deflated")
+    }
+
+    #[test]
+    fn a_document_is_bounded_however_short_it_travels() {
+        let long = deflate(&[b'x'; 1_000_000]);
+        assert!(long.len() < 2_000);
+        assert_eq!(inflate(&long, 1_000_000).map(|document| document.len()), Ok(1_000_000));
+        assert!(inflate(&long, 999_999).expect_err("too long").contains("longer than 999999"));
+        assert!(inflate(&long[..long.len() - 8], 1_000_000).is_err(), "cut short");
+    }
+
+    proptest! {
+        #[test]
+        fn what_was_deflated_is_inflated_and_nothing_else_panics(document: Vec<u8>, other: Vec<u8>) {
+            prop_assert_eq!(inflate(&deflate(&document), 1 << 20), Ok(document));
+            let _ = inflate(&other, 1 << 20);
+        }
+    }
 }
