@@ -234,7 +234,7 @@ def target(attack: Attack) -> tuple[str, str]:
         headers = dict(attack.headers())
         return headers[":method"], headers[":path"]
     method, path = attack.message().decode("latin-1").split(" ")[:2]
-    return method, path
+    return method, attack.row.get("path", path)
 
 
 def certified(answer: Answer) -> str | None:

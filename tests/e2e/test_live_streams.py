@@ -6,7 +6,9 @@ import asyncio
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 from support.http import ask
 from support.issuer import Issuer
@@ -193,3 +195,37 @@ async def test_a_token_that_the_application_never_saw_is_known_when_it_is_decide
         assert await closed.seconds_to_end() < ENDS_WITHIN_SECONDS
         assert await kept.goes_on()
         kept.close()
+
+
+GRPC = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: callers, namespace: shop}
+spec:
+  selector: {matchLabels: {app: server}}
+  rules: [{from: [{source: {principals: [cluster.local/ns/shop/sa/client]}}]}]
+"""
+
+
+async def test_one_stream_of_a_connection_ends_and_the_others_go_on(folder: Path, state: Path) -> None:
+    mesh_yaml = (folder / "mesh.yaml").read_text().replace("echo.py", "grpc_ticks.py")
+    (folder / "mesh.yaml").write_text(mesh_yaml.replace("targetPort: 8080", "targetPort: 8080, appProtocol: grpc"))
+    (folder / "policies.yaml").write_text(GRPC)
+    async with RunningMesh(folder, state) as mesh, grpc.aio.insecure_channel(f"{CLIENT}:{EGRESS_PORT}") as channel:
+        kept, closed = (channel.unary_stream(f"/ticks.Ticks/{name}")(b"") for name in ("Open", "Closed"))
+        assert (await kept.read(), await closed.read()) == (b"tick", b"tick")
+        (folder / "deny.yaml").write_text(DENY.replace("/open/closed", "/ticks.Ticks/Closed"))
+        begun = time.monotonic()
+        with pytest.raises(grpc.aio.AioRpcError):
+            await _read_all(closed)
+        assert time.monotonic() - begun < ENDS_WITHIN_SECONDS
+        assert await ended_by(mesh, "/ticks.Ticks/Closed") == "deny_rule"
+        while kept.done() is False and time.monotonic() - begun < ENDS_WITHIN_SECONDS:
+            assert await kept.read() == b"tick"
+        assert not kept.done()
+        kept.cancel()
+
+
+async def _read_all(stream: Any) -> None:
+    while await stream.read():
+        pass

@@ -11,8 +11,9 @@ from support.http import Connection
 from support.peer import context, svid_for
 from support.running import SERVER, SIDECAR_PORT, RunningMesh
 
-from peltast.authz._engine import Decider, KeySets, Program, Request, normalize_path
+from peltast.authz._engine import Decider, KeySets, Program, Request, Revocations, normalize_path
 from peltast.authz.revision import compile_revision
+from peltast.authz.revocations import NO_REVOCATIONS
 from peltast.policies.snapshot import load
 from peltast.policies.sources.folder import read_folder
 
@@ -50,7 +51,7 @@ async def test_what_is_decided_about_is_what_the_application_gets(
     choose = random.Random(20261121)
     revision = compile_revision(load(read_folder(folder), "cluster.local", 1))
     program, keys = (Program.load(revision.programs["shop/server"]), KeySets.load(revision.keys["shop/server"]))
-    decider, outcomes = Decider(), set()
+    decider, none, outcomes = Decider(), Revocations.load(NO_REVOCATIONS), set()
     async with RunningMesh(folder, state):
         connection = await Connection.open(SERVER, SIDECAR_PORT, context(tmp_path / "peer", svid_for(state, PEER)))
         for _ in range(REQUESTS):
@@ -58,7 +59,7 @@ async def test_what_is_decided_about_is_what_the_application_gets(
             forwarded = choose.choice(FORWARDED)
             headers = {"x-forwarded-for": forwarded} if forwarded is not None else {}
             response = await connection.ask("GET", path, headers)
-            decision = decider.decide(program, keys, request(path, headers), 0)
+            decision = decider.decide(program, keys, none, request(path, headers), 0)
             assert (response.status == 200, response.status) == (decision.allowed, decision.status), (path, forwarded)
             outcomes.add((decision.reason, decision.rule))
             if response.status == 200:

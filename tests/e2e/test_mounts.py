@@ -18,7 +18,7 @@ from support.issuer import Issuer
 from support.peer import context, svid_for
 from support.running import SERVER, SIDECAR_PORT, RunningMesh, eventually
 
-from peltast.authz._engine import Decision, normalize_path
+from peltast.authz._engine import Decision, Program, normalize_path
 from peltast.authz.check.service import CheckService
 from peltast.authz.revision import compile_revision
 from peltast.policies.snapshot import load
@@ -231,8 +231,9 @@ async def test_generated_requests_are_decided_alike_in_both_mounts(folder: Path,
     async with RunningMesh(folder, state) as mesh:
         answers = await through_envoy(cases, state, tmp_path)
         recorded = await eventually(lambda: on_record(mesh, len(cases)), "every request is on record")
-    service = CheckService()
-    service.take(compile_revision(load(read_folder(folder), "cluster.local", 1)))
+    revision, service = compile_revision(load(read_folder(folder), "cluster.local", 1)), CheckService()
+    service.take(revision)
+    program = Program.load(revision.programs["shop/server"])
     outcomes: Counter[tuple[Any, ...]] = Counter()
     for case in cases:
         request_id = case.headers["x-request-id"]
@@ -243,7 +244,7 @@ async def test_generated_requests_are_decided_alike_in_both_mounts(folder: Path,
         assert recorded[request_id] == (*here, *shadow), case
         assert answers[request_id].status == decision.status, case
         if decision.allowed:
-            assert seen_by_application(answers[request_id]) == wanted_by(decision, case), case
+            assert seen_by_application(answers[request_id]) == wanted_by(decision, case, program), case
         else:
             challenge = dict(decision.response_headers_to_add).get("www-authenticate")
             assert answers[request_id].headers.get("www-authenticate") == challenge, case
@@ -258,9 +259,9 @@ def seen_by_application(response: Response) -> dict[str, str]:
     return {":path": echo["path"], **headers}
 
 
-def wanted_by(decision: Decision, case: Case) -> dict[str, str]:
+def wanted_by(decision: Decision, case: Case, program: Program) -> dict[str, str]:
     """The same, as the Python mount says that it should be."""
-    wanted = {":path": normalize_path(case.path.encode()).decode()}
+    wanted = {":path": normalize_path(program, case.path.encode()).decode()}
     wanted |= {name: value for name, value in case.headers.items() if name in OF_INTEREST}
     wanted |= dict(decision.request_headers_to_set)
     return {name: value for name, value in wanted.items() if name not in decision.request_headers_to_remove}

@@ -170,8 +170,7 @@ NO_HTTP = ("end", None, "deny", "http1.codec_error")
 @pytest.mark.parametrize(
     ("mode", "recorded"),
     [
-        # Who comes and goes in silence failed no handshake; where TLS is optional, it is not told from who did.
-        ("STRICT", [REFUSED, PLAINTEXT, PLAINTEXT]),
+        ("STRICT", [REFUSED, REFUSED, PLAINTEXT, PLAINTEXT]),
         # A preface in plaintext is no request yet.
         ("PERMISSIVE", [REFUSED, REFUSED, (*NO_HTTP, None, "none")]),
     ],

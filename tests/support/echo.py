@@ -4,6 +4,7 @@ request in the file SEEN, if given."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 
@@ -19,7 +20,8 @@ class Echo(asyncio.Protocol):
         self.transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self.parser.feed_data(data)
+        with contextlib.suppress(httptools.HttpParserUpgrade):  # it is answered like any other request
+            self.parser.feed_data(data)
 
     def on_message_begin(self) -> None:
         self.path = b""

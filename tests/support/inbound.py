@@ -34,8 +34,9 @@ from support.reference import Asked, Outcome
 from peltast.audit.spool import SpoolReader, spool_folders
 from peltast.authz._engine import KeySets, Program, first_link, scan_frames, verify_frames
 from peltast.authz.revision import Revision
+from peltast.policies.kinds.mesh import Normalization
 from peltast.proxy.xds.compile import application_cluster, inbound_listener
-from peltast.proxy.xds.module import KEYS, PROGRAM, filter_config
+from peltast.proxy.xds.module import KEYS, PROGRAM, REVOCATIONS, filter_config
 
 WORKLOAD = f"{NAMESPACE}/catalog"
 DEADLINE_SECONDS = 20.0
@@ -107,7 +108,7 @@ def running(folder: Path, envoys: Envoys, name: str, sets: Sequence[PolicySet]) 
     place = folder / name
     sidecar = Sidecar(folder / f"{name}-ecds", envoys.module)
     sidecar.write(revision)
-    inbound = [inbound_listener(workload, port, envoys.module) for port in workload.ports]
+    inbound = [inbound_listener(workload, port, envoys.module, Normalization.MERGE_SLASHES) for port in workload.ports]
     theirs = [_with_rbac(copy.deepcopy(listener), sets) for listener in inbound]
     for listener in inbound:
         repack(manager_of(listener), sidecar.by_files)
@@ -118,14 +119,19 @@ def running(folder: Path, envoys: Envoys, name: str, sets: Sequence[PolicySet]) 
 
 
 class Sidecar:
-    """The files in which an Envoy finds its program and key sets."""
+    """The files in which an Envoy finds its program, key sets and revocations."""
 
     def __init__(self, folder: Path, module: str) -> None:
         self._folder, self._module = folder, module
         folder.mkdir()
 
     def write(self, revision: Revision) -> None:
-        for name, document in ((KEYS, revision.keys[WORKLOAD]), (PROGRAM, revision.programs[WORKLOAD])):
+        documents = {
+            KEYS: revision.keys[WORKLOAD],
+            REVOCATIONS: revision.revocations,
+            PROGRAM: revision.programs[WORKLOAD],
+        }
+        for name, document in documents.items():
             response = DiscoveryResponse(version_info=str(time.monotonic_ns()))
             response.resources.add().Pack(filter_config(self._module, name, document))
             fresh = self._folder / "fresh"

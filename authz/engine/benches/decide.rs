@@ -7,7 +7,7 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use peltast_engine::{Connection, Decider, HeaderList, Http, KeySets, Program, Request, Verdict};
+use peltast_engine::{Connection, Decider, HeaderList, Http, KeySets, Program, Request, Revocations, Trust, Verdict};
 use serde::Deserialize;
 
 /// Rounds of which the fastest counts: whatever else runs on the machine makes the others slower.
@@ -50,6 +50,7 @@ struct Asked {
 struct Bench {
     program: Arc<Program>,
     keys: KeySets,
+    revocations: Revocations,
     requests: Vec<(Asked, HeaderList)>,
     now: u64,
 }
@@ -68,6 +69,7 @@ impl Bench {
         Self {
             program: Arc::new(Program::load(&read(program)).expect("a program")),
             keys: KeySets::load(&read(keys)).expect("key sets"),
+            revocations: Revocations::default(),
             requests: asked.into_iter().map(with_headers).collect(),
             now: since.as_millis() as u64,
         }
@@ -86,8 +88,9 @@ impl Bench {
             protocol: b"HTTP/1.1",
             headers,
         };
-        let request = Request { connection, http };
-        match black_box(decider.decide(&self.program, &self.keys, &request, self.now)) {
+        let request = Request { connection, http: Some(http) };
+        let trust = Trust { keys: &self.keys, revocations: &self.revocations };
+        match black_box(decider.decide(&self.program, &trust, &request, self.now)) {
             Verdict::Decided(answer) => {
                 assert!(answer.cached == cached && answer.decision.status == 200, "{:?}", answer.decision);
             }
