@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from sidecars import CONTROL, Bench, Variant
 from support.issuer import Issuer
 
 POLICIES = 1000
+WITHOUT_TOKEN, WITH_TOKEN = "cached decision, audit", "JWT, claim rule, cached, audit"
 WARM_UP_SECONDS = 5
 """Until both of a spool's segments were written once: from then on a sidecar touches no new memory."""
 
@@ -123,8 +124,8 @@ def claims() -> list[Claim]:
     token = {"authorization": f"Bearer {issuer.token(groups=['writers', 'readers'])}"}
     tokens = TOKENS.replace("@JWKS@", issuer.jwks())
     return [
-        Claim("cached decision, audit", Variant(ALLOW), 1.12),
-        Claim("JWT, claim rule, cached, audit", Variant(tokens.removeprefix("\n---")), 1.18, token),
+        Claim(WITHOUT_TOKEN, Variant(ALLOW), 1.12),
+        Claim(WITH_TOKEN, Variant(tokens.removeprefix("\n---")), 1.15, token),
         Claim("Rego on every request, audit", Variant(ALLOW + REGO), 1.7, {"x-user": "grace"}),
         Claim("1,000 policies, cached, audit", Variant(thousand_policies() + "---" + ALLOW), 1.12),
         Claim("Envoy's RBAC, the same 1,000 policies, no audit", Variant(filters=[thousand_policies_of_envoy()])),
@@ -133,6 +134,15 @@ def claims() -> list[Claim]:
             Variant(filters=[ext_authz()], clusters=[check_cluster(CONTROL)]),
         ),
     ]
+
+
+def cost_of_a_token(results: Sequence[Result]) -> Result:
+    """What a token that was seen before costs, with a rule about a claim, beside the same without."""
+    by_claim = {each.claim: each for each in results}
+    without, with_token = by_claim[WITHOUT_TOKEN], by_claim[WITH_TOKEN]
+    return Result(
+        "JWT seen before, to none", with_token.ratio / without.ratio, 1.05, max(without.spread, with_token.spread)
+    )
 
 
 def thousand_policies() -> str:
@@ -214,6 +224,9 @@ def main() -> None:
                 results.append(run_claim(bench, claim, options.rounds, options.pairs, options.seconds))
                 if not options.json:
                     show(results[-1])
+    results.append(cost_of_a_token(results))
+    if not options.json:
+        show(results[-1])
     propagation = measure_propagation()
     if options.json:
         table = {each.claim: {"ratio": each.ratio, "limit": each.limit, "spread": each.spread} for each in results}

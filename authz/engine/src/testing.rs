@@ -61,6 +61,16 @@ impl Document {
         self
     }
 
+    /// Refuses requests without a token, by all rules that there are until now.
+    pub(crate) fn requiring_a_token(mut self) -> Self {
+        self.0["authentication"]
+            .as_array_mut()
+            .expect("rules")
+            .iter_mut()
+            .for_each(|rule| rule["require"] = true.into());
+        self
+    }
+
     /// Accepts tokens of `issuer`, by the keys of the same name.
     pub(crate) fn issuer(mut self, issuer: &str) -> Self {
         self.push("authentication", rule_document(issuer));

@@ -621,7 +621,9 @@ fn rego_policies_have_no_answer_for_connections() {
 }
 
 #[test]
-fn connections_need_no_token() {
+fn connections_need_no_token_but_where_one_is_required() {
     let program = Document::new().issuer(ISSUER).load();
     assert_eq!(decide(&program, &Sample::connection()).reason, Reason::NoAllowPolicy);
+    let required = Document::new().issuer(ISSUER).requiring_a_token().load();
+    assert_eq!(decide(&required, &Sample::connection()).reason, Reason::TokenRequired);
 }
