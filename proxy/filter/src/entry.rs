@@ -104,7 +104,7 @@ pub(crate) unsafe fn decide_again(stream: Handle, filter: Handle) -> Result<Vali
     unsafe {
         match decide(stream, filter, |state, stream| state.decide_again(stream)) {
             Some(Next::Reset(reason)) => Err(reason),
-            _ => with_state(stream, filter, |state, stream| state.validity(stream)).ok_or(Reason::InternalError),
+            _ => with_state(stream, filter, |state, _| state.validity()).ok_or(Reason::InternalError),
         }
     }
 }
@@ -116,7 +116,7 @@ pub(crate) unsafe fn decide_again(stream: Handle, filter: Handle) -> Result<Vali
 unsafe fn watch(stream: Handle, filter: Handle) {
     // SAFETY: the caller vouches; one borrow after the other.
     unsafe {
-        if let Some(validity) = with_state(stream, filter, |state, stream| state.validity(stream)) {
+        if let Some(validity) = with_state(stream, filter, |state, _| state.validity()) {
             again::begin(Live { owner: Owner::Stream, handle: stream, filter }, validity);
         }
     }

@@ -32,6 +32,8 @@ pub(crate) struct StreamState {
     response_headers: Vec<(String, String)>,
     /// Boxed: few streams ask.
     question: Option<Box<Asked>>,
+    /// When its peer's SVID ends, in milliseconds since 1970.
+    peer_ends_ms: u64,
     /// The token that it was let through with.
     token: Option<Arc<Token>>,
     changed: Changed,
@@ -80,6 +82,7 @@ impl StreamState {
             recorded: None,
             response_headers: Vec::new(),
             question: None,
+            peer_ends_ms: 0,
             token: None,
             changed: Changed::default(),
             place: None,
@@ -149,6 +152,7 @@ impl StreamState {
         self.renew();
         let now = Now::read();
         let downstream = downstream(stream);
+        self.peer_ends_ms = downstream.ends_ms();
         if let Err(reason) = downstream.check(&self.program, now.ms()) {
             return self.end(reason);
         }
@@ -175,9 +179,9 @@ impl StreamState {
     }
 
     /// By what the stream may run on.
-    pub(crate) fn validity(&self, stream: &Stream) -> Validity {
+    pub(crate) fn validity(&self) -> Validity {
         let token = self.token.as_ref().map_or(u64::MAX, |token| token.ends_ms());
-        Validity { generation: self.generation, ends_ms: token.min(downstream(stream).ends_ms()) }
+        Validity { generation: self.generation, ends_ms: token.min(self.peer_ends_ms) }
     }
 
     fn renew(&mut self) {
@@ -209,6 +213,7 @@ impl StreamState {
     fn decide(&mut self, stream: &Stream, may_wait: bool) -> Step {
         let now = Now::read();
         let downstream = downstream(stream);
+        self.peer_ends_ms = downstream.ends_ms();
         if !worker::with(|worker| worker.has_room()) {
             return Step::Concluded(self.refuse(stream, Reason::SpoolUnavailable, &downstream, now));
         }
