@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crate::mapped::Mapped;
+use crate::mapped::{reserve, Mapped};
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
@@ -61,7 +61,7 @@ impl CounterFile {
     pub fn create(path: &Path) -> io::Result<Self> {
         let mut options = OpenOptions::new();
         let file = options.read(true).write(true).create(true).truncate(true).mode(0o600).open(path)?;
-        file.set_len((WORDS * 8) as u64)?;
+        reserve(&file, WORDS * 8)?;
         Mapped::of(&file, WORDS * 8).map(Self)
     }
 

@@ -5,6 +5,19 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicU64;
 
+/// Gives `file` room for its first `length` bytes: a page that could not be written when its turn came would be the end
+/// of the process.
+///
+/// # Errors
+/// There is no room.
+pub(crate) fn reserve(file: &File, length: usize) -> io::Result<()> {
+    // SAFETY: a descriptor that is open.
+    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, length as libc::off_t) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
 /// The first bytes of a file.
 pub(crate) struct Mapped {
     memory: *mut u8,

@@ -10,12 +10,11 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::Ordering;
 
-use crate::mapped::Mapped;
+use crate::mapped::{reserve, Mapped};
 
 /// Bytes of a segment's file while it is written.
 pub(crate) const SEGMENT_BYTES: usize = 4 * 1024 * 1024;
@@ -38,7 +37,7 @@ impl Segment {
     /// The file is there already, cannot be made, has no room or cannot be mapped. Then none is left.
     pub(crate) fn create(path: &Path) -> io::Result<Self> {
         let file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(path)?;
-        match reserve(&file).and_then(|()| Mapped::of(&file, SEGMENT_BYTES)) {
+        match reserve(&file, SEGMENT_BYTES).and_then(|()| Mapped::of(&file, SEGMENT_BYTES)) {
             Ok(memory) => Ok(Self { file, memory, committed: 0 }),
             Err(error) => {
                 fs::remove_file(path)?;
@@ -85,14 +84,6 @@ impl Drop for Segment {
     fn drop(&mut self) {
         // Only room is lost where this fails.
         let _ = self.file.set_len((HEADER_BYTES + self.committed) as u64);
-    }
-}
-
-fn reserve(file: &File) -> io::Result<()> {
-    // SAFETY: a descriptor that we own.
-    match unsafe { libc::posix_fallocate(file.as_raw_fd(), 0, SEGMENT_BYTES as libc::off_t) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
     }
 }
 

@@ -16,6 +16,8 @@ from peltast.authz.compile import canonical
 __all__ = ["NO_REVOCATIONS", "InvalidRevocation", "Revocation", "RevocationList"]
 
 MAX_REVOCATIONS = 100_000
+MAX_BYTES = 32 * 1024 * 1024
+"""Half of what sidecars take."""
 MAX_TEXT = 4096
 """Longest issuer, subject and token id, in characters."""
 
@@ -103,6 +105,8 @@ class RevocationList:
         if len(self.revocations) >= MAX_REVOCATIONS:
             raise InvalidRevocation(f"{MAX_REVOCATIONS} revocations are there; revoke by subject or by time instead")
         document = _document([*self.revocations, revocation])
+        if len(document) > MAX_BYTES:
+            raise InvalidRevocation(f"all revocations would take {len(document)} bytes; {MAX_BYTES} are allowed")
         self.save(revocation, document)
         self.revocations.append(revocation)
         self.take(document)

@@ -248,7 +248,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_scheduled(stream: Handl
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
     stream: Handle,
     filter: Handle,
-    _callout: u64,
+    callout: u64,
     result: u32,
     headers: *const Header,
     headers_count: usize,
@@ -258,8 +258,11 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
     let hook = |state: &mut StreamState, stream: &mut Stream| {
         // SAFETY: Envoy's arrays, during this call.
         let answer = unsafe { callout_answer(result, array(headers, headers_count), array(body, body_count)) };
-        state.on_callout_done(stream, answer)
+        state.on_callout_done(stream, callout, answer)
     };
+    if envoy::is_calling_out() {
+        return;
+    }
     // SAFETY: Envoy's handles.
     let next = unsafe { decide(stream, filter, hook) };
     // SAFETY: Envoy's handle; the state is no longer borrowed.

@@ -1,7 +1,7 @@
 //! Envoy's side of a stream, a log entry and a scheduler, as safe values.
 
 use std::borrow::Cow;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 
 use peltast_engine::{request, Headers};
 
@@ -136,19 +136,21 @@ impl Stream {
         unsafe { abi::envoy_dynamic_module_callback_http_filter_continue_decoding(self.handle) };
     }
 
-    /// Sends a request of our own; the answer comes to `http_callout_done`, never inside this call.
+    /// Sends a request of our own; gives its number, with which the answer comes to `http_callout_done`.
     ///
     /// # Errors
-    /// Envoy's number for why it could not be sent.
+    /// Envoy's number for why it could not be sent. Envoy may tell of that inside this call, too: see
+    /// [`is_calling_out`].
     pub(crate) fn call_out(
         &self,
         cluster: &str,
         headers: &[(&str, &str)],
         body: &[u8],
         timeout_ms: u32,
-    ) -> Result<(), u32> {
+    ) -> Result<u64, u32> {
         let headers = as_headers(headers);
         let mut id = 0;
+        CALLING_OUT.set(true);
         // SAFETY: inside a hook of this stream; Envoy copies.
         let result = unsafe {
             abi::envoy_dynamic_module_callback_http_filter_http_callout(
@@ -161,8 +163,9 @@ impl Stream {
                 u64::from(timeout_ms),
             )
         };
+        CALLING_OUT.set(false);
         if result == abi::CALLOUT_SUCCESS {
-            Ok(())
+            Ok(id)
         } else {
             Err(result)
         }
@@ -178,6 +181,15 @@ impl Stream {
     pub(crate) fn scheduler(&self) -> Scheduler {
         Scheduler::of(Owner::Stream, self.handle)
     }
+}
+
+thread_local! {
+    static CALLING_OUT: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether [`Stream::call_out`] is on the stack: what Envoy answers by itself meanwhile, it tells by its result.
+pub(crate) fn is_calling_out() -> bool {
+    CALLING_OUT.get()
 }
 
 fn as_headers(headers: &[(&str, &str)]) -> Vec<Header> {

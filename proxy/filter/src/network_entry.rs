@@ -13,6 +13,7 @@ use crate::entry::guarded;
 use crate::envoy::warn;
 use crate::live::{Live, Owner, Validity};
 use crate::network::Connection;
+use crate::worker::{self, Worker};
 
 /// Loads the filter's configuration: a program. Key sets are no network filter's.
 fn load(name: &[u8], config: &[u8]) -> Result<&'static Workload, String> {
@@ -54,7 +55,11 @@ unsafe fn decide(connection: Handle, filter: *mut c_void, hook: Hook) -> Next {
 pub(crate) unsafe fn decide_again(connection: Handle, filter: Handle) -> Result<Validity, Reason> {
     // SAFETY: the caller vouches.
     let run = || unsafe { (*filter.cast::<ConnectionState>()).decide_again(&Connection::new(connection)) };
-    guarded(run, || Err(Reason::InternalError))
+    guarded(run, || {
+        warn("peltast: a hook of the module panicked");
+        worker::with(Worker::recover);
+        Err(Reason::InternalError)
+    })
 }
 
 /// Has a connection that was let through watched.

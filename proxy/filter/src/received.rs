@@ -11,14 +11,19 @@ use crate::envoy::Stream;
 #[derive(Default)]
 pub(crate) struct Changed(Vec<(Box<str>, Before)>);
 
-type Before = Option<Box<[u8]>>;
+/// Each of its values; a header that was not there has none.
+type Before = Vec<Box<[u8]>>;
 
 impl Changed {
     /// Sets a request header, or with an empty value removes it, and keeps what was there first.
     pub(crate) fn set(&mut self, stream: &mut Stream, name: &str, value: &[u8]) {
         let lower = name.to_ascii_lowercase();
         if self.find(&lower).is_none() {
-            let before = Headers::get(stream, &lower).map(|value| Box::from(&*value));
+            let mut before = Vec::new();
+            stream.any(&lower, &mut |value| {
+                before.push(value.into());
+                false
+            });
             self.0.push((lower.into(), before));
         }
         stream.set_request_header(name, value);
@@ -26,11 +31,11 @@ impl Changed {
 
     /// The path as it was, if it was changed.
     pub(crate) fn path(&self) -> Option<&[u8]> {
-        self.find(":path").flatten()
+        self.find(":path")?.first().map(|path| &**path)
     }
 
-    fn find(&self, name: &str) -> Option<Option<&[u8]>> {
-        self.0.iter().find(|(key, _)| **key == *name).map(|(_, value)| value.as_deref())
+    fn find(&self, name: &str) -> Option<&[Box<[u8]>]> {
+        self.0.iter().find(|(key, _)| **key == *name).map(|(_, values)| &values[..])
     }
 }
 
@@ -62,12 +67,17 @@ pub(crate) struct Received<'a> {
 
 impl Headers for Received<'_> {
     fn get(&self, name: &str) -> Option<Cow<'_, [u8]>> {
-        self.changed.find(name).map_or_else(|| self.stream.get(name), |before| before.map(Cow::Borrowed))
+        match self.changed.find(name) {
+            Some([]) => None,
+            Some([value]) => Some(Cow::Borrowed(value)),
+            Some(values) => Some(Cow::Owned(values.join(&b','))),
+            None => self.stream.get(name),
+        }
     }
 
     fn any(&self, name: &str, visit: &mut dyn FnMut(&[u8]) -> bool) -> bool {
         match self.changed.find(name) {
-            Some(before) => before.is_some_and(visit),
+            Some(values) => values.iter().any(|value| visit(value)),
             None => self.stream.any(name, visit),
         }
     }
@@ -79,8 +89,8 @@ impl Headers for Received<'_> {
                 visit(name, value);
             }
         });
-        for (name, before) in &self.changed.0 {
-            before.iter().for_each(|value| visit(name.as_bytes(), value));
+        for (name, values) in &self.changed.0 {
+            values.iter().for_each(|value| visit(name.as_bytes(), value));
         }
     }
 }

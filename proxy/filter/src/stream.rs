@@ -20,6 +20,7 @@ use crate::worker::{self, Ended, Now, Worker};
 
 /// The cluster by which the check service is reached.
 const CHECK_CLUSTER: &str = "peltast-check";
+const NO_CALLOUT: u64 = u64::MAX;
 
 /// What is remembered of one stream.
 pub(crate) struct StreamState {
@@ -34,6 +35,8 @@ pub(crate) struct StreamState {
     question: Option<Box<Asked>>,
     /// When its peer's SVID ends, in milliseconds since 1970.
     peer_ends_ms: u64,
+    /// When the token ends that its decision rests on.
+    token_ends_ms: u64,
     /// The token that it was let through with.
     token: Option<Arc<Token>>,
     changed: Changed,
@@ -47,6 +50,8 @@ struct Asked {
     question: Question,
     /// Whether this stream asks for all that wait for the same answer.
     leads: bool,
+    /// Envoy's number of the callout; none's while it waits for another's.
+    callout: u64,
 }
 
 /// What is to be done with a stream once nothing of ours is borrowed any more: Envoy may run other hooks of the same
@@ -83,6 +88,7 @@ impl StreamState {
             response_headers: Vec::new(),
             question: None,
             peer_ends_ms: 0,
+            token_ends_ms: u64::MAX,
             token: None,
             changed: Changed::default(),
             place: None,
@@ -104,8 +110,14 @@ impl StreamState {
     }
 
     /// Takes the check service's answer.
-    pub(crate) fn on_callout_done(&mut self, stream: &mut Stream, answer: Result<Vec<u8>, String>) -> Next {
-        let Some(asked) = self.question.take() else { return Next::Wait };
+    pub(crate) fn on_callout_done(
+        &mut self,
+        stream: &mut Stream,
+        callout: u64,
+        answer: Result<Vec<u8>, String>,
+    ) -> Next {
+        // What was asked before another program came is answered too late.
+        let Some(asked) = self.question.take_if(|asked| asked.callout == callout) else { return Next::Wait };
         let decision = answer.and_then(|body| callout::decision(&body, &self.program));
         let decision = Arc::new(decision.unwrap_or_else(|detail| asked.question.unanswered(detail)));
         if self.place.is_some() {
@@ -128,7 +140,7 @@ impl StreamState {
     pub(crate) fn on_complete(&mut self) {
         worker::with(|worker| {
             worker.ended = self.recorded.map(|decision| Ended { decision, by: self.ended_by.take() });
-            if let Some(Asked { question: Question { key: Some(key), .. }, leads: true }) =
+            if let Some(Asked { question: Question { key: Some(key), .. }, leads: true, .. }) =
                 self.question.take().map(|asked| *asked)
             {
                 worker.wake_waiting(&key);
@@ -150,6 +162,7 @@ impl StreamState {
     /// Decides a request that runs again, by what holds now.
     pub(crate) fn decide_again(&mut self, stream: &Stream) -> Next {
         self.renew();
+        self.question = None;
         let now = Now::read();
         let downstream = downstream(stream);
         self.peer_ends_ms = downstream.ends_ms();
@@ -167,10 +180,15 @@ impl StreamState {
             worker.decider.decide_again(&self.program, &trust, &request, token, now.ms())
         });
         match verdict {
-            Verdict::Decided(answer) => self.uphold(answer.decision),
+            Verdict::Decided(answer) => {
+                self.token_ends_ms = ends_ms(answer.token.as_ref());
+                self.token = answer.token.or(self.token.take()); // its text may be gone, and it counts again later
+                self.uphold(answer.decision)
+            }
             Verdict::Ask(question) => match call_out(stream, &request, &self.program, question.timeout_ms) {
-                Ok(()) => {
-                    self.question = Some(Box::new(Asked { question, leads: false }));
+                Ok(callout) => {
+                    self.token_ends_ms = ends_ms(question.token.as_ref());
+                    self.question = Some(Box::new(Asked { question, leads: false, callout }));
                     Next::Wait
                 }
                 Err(detail) => self.uphold(Arc::new(question.unanswered(detail))),
@@ -180,8 +198,7 @@ impl StreamState {
 
     /// By what the stream may run on.
     pub(crate) fn validity(&self) -> Validity {
-        let token = self.token.as_ref().map_or(u64::MAX, |token| token.ends_ms());
-        Validity { generation: self.generation, ends_ms: token.min(self.peer_ends_ms) }
+        Validity { generation: self.generation, ends_ms: self.token_ends_ms.min(self.peer_ends_ms) }
     }
 
     fn renew(&mut self) {
@@ -250,12 +267,15 @@ impl StreamState {
             _ => false,
         });
         let timeout_ms = question.timeout_ms;
-        self.question = Some(Box::new(Asked { leads: may_wait && !waits, question }));
+        self.question = Some(Box::new(Asked { leads: may_wait && !waits, question, callout: NO_CALLOUT }));
         if waits {
             return Step::Waiting;
         }
         match call_out(stream, request, &self.program, timeout_ms) {
-            Ok(()) => Step::Waiting,
+            Ok(callout) => {
+                self.question.iter_mut().for_each(|asked| asked.callout = callout);
+                Step::Waiting
+            }
             Err(detail) => self.unsent(stream, detail),
         }
     }
@@ -355,6 +375,7 @@ impl StreamState {
         for (name, value) in &decision.headers.request_set {
             self.changed.set(stream, name, value.as_bytes());
         }
+        self.token_ends_ms = ends_ms(answer.token.as_ref());
         self.token.clone_from(&answer.token);
         self.response_headers.clone_from(&decision.headers.response_add);
         Next::Continue
@@ -372,6 +393,10 @@ fn forward_decided_path(stream: &mut Stream, normalization: Normalization) {
     stream.set_request_header(":path", &decided);
 }
 
+fn ends_ms(token: Option<&Arc<Token>>) -> u64 {
+    token.map_or(u64::MAX, |token| token.ends_ms())
+}
+
 fn downstream(stream: &Stream) -> Rc<Downstream> {
     worker::with(|worker| worker.connections.of(stream))
 }
@@ -380,7 +405,7 @@ fn downstream(stream: &Stream) -> Rc<Downstream> {
 ///
 /// # Errors
 /// For people: why it cannot be asked.
-fn call_out(stream: &Stream, request: &Request<'_>, program: &Program, timeout_ms: u32) -> Result<(), String> {
+fn call_out(stream: &Stream, request: &Request<'_>, program: &Program, timeout_ms: u32) -> Result<u64, String> {
     let body = callout::check_request(request, program.principal());
     let headers = [
         (":method", "POST"),

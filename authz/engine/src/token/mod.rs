@@ -71,6 +71,10 @@ impl Token {
         (!self.subject.is_empty()).then(|| format!("{}/{}", self.issuer, self.subject))
     }
 
+    fn never_ends(&self) -> bool {
+        self.expires == i64::MAX
+    }
+
     /// When the token ceases to be taken, in milliseconds since 1970.
     pub fn ends_ms(&self) -> u64 {
         u64::try_from(self.expires.saturating_add(CLOCK_SKEW)).unwrap_or(0).saturating_mul(1000)

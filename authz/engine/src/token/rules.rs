@@ -82,6 +82,7 @@ impl TokenRules {
         let mut refusal = Reason::TokenIssuer;
         for rule in self.rules.iter().filter(|rule| rule.issuer == token.issuer && (!self.required || rule.require)) {
             match rule.check_audiences(&token.audiences) {
+                Ok(()) if token.never_ends() && !rule.allow_missing_expiry => refusal = Reason::TokenWithoutExpiry,
                 Ok(()) => return Ok(()),
                 Err(reason) => refusal = reason,
             }

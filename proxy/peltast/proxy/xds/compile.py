@@ -75,10 +75,11 @@ def compile_resources(revision: Revision, workload: Workload, surroundings: Surr
         *(outbound_cluster(route) for route in workload.routes),
         check_cluster(surroundings),
     ]
+    # Keys before the program that asks for them: what runs is decided again as soon as either is there.
     configs = [
-        dynamic_module.filter_config(module, dynamic_module.PROGRAM, revision.programs[workload.full_name]),
         dynamic_module.filter_config(module, dynamic_module.KEYS, revision.keys[workload.full_name]),
         dynamic_module.filter_config(module, dynamic_module.REVOCATIONS, revision.revocations),
+        dynamic_module.filter_config(module, dynamic_module.PROGRAM, revision.programs[workload.full_name]),
     ]
     if any(port.app_protocol == TCP for port in workload.ports):
         configs.append(dynamic_module.network_filter_config(module, revision.programs[workload.full_name]))
