@@ -25,6 +25,7 @@ from peltast.audit.spool import SpoolReader, spool_folders
 from peltast.authz._engine import SpoolUsage, scan_frames
 from peltast.authz.revision import Revision, compile_revision
 from peltast.identity.certificates import pem
+from peltast.policies.kinds.mesh import Normalization
 from peltast.policies.snapshot import load
 from peltast.proxy.xds.compile import (
     application_cluster_name,
@@ -137,7 +138,7 @@ class Bench:
         )
         clusters = [application, *map(copy.deepcopy, variant.clusters)]
         client = revision.snapshot.workloads["bench/client"]
-        outbound = outbound_listener(client, client.routes[0], self._module)
+        outbound = outbound_listener(client, client.routes[0], self._module, Normalization.MERGE_SLASHES)
         repack(manager_of(outbound), _without_access_log)
         with (
             self._envoys.running(name, [self._inbound(revision, variant)], clusters, svid=SERVER) as pid,
@@ -149,7 +150,7 @@ class Bench:
 
     def _inbound(self, revision: Revision, variant: Variant) -> Listener:
         workload = revision.snapshot.workloads["bench/server"]
-        listener = inbound_listener(workload, workload.ports[0], self._module)
+        listener = inbound_listener(workload, workload.ports[0], self._module, Normalization.MERGE_SLASHES)
         chain = listener.filter_chains[0]
         documents = {
             PROGRAM: revision.programs[workload.full_name],
