@@ -128,7 +128,7 @@ class Engine:
         ]
         documents = {
             "program": compile_program(snapshot, workload),
-            "keys": compile_keys(snapshot, workload),
+            "keys": compile_keys(snapshot, workload, {}),
             "requests": json.dumps(requests).encode(),
         }
         self._files = [folder / name for name in documents]
