@@ -188,7 +188,7 @@ async def test_every_attack_comes_to_what_the_table_says(tmp_path: Path, state: 
     (folder / "policies.yaml").write_text(POLICIES.replace("@JWKS@", issuer.jwks()))
     made = tokens(issuer)
     attacks = [Attack(row, made, f"attack-{number}") for number, row in enumerate(TABLE)]
-    async with RunningMesh(folder, state) as mesh:
+    async with RunningMesh(folder, state, "--concurrency", "1") as mesh:  # one spool: see `recorded`
         by_name = targets(state, tmp_path / "peer")
         answers = await asyncio.gather(*(send(attack, by_name) for attack in attacks))
         await by_name["application"].send(Attack({"send": "GET /open"}, {}, LAST).message(), 1)
