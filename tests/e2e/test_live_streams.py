@@ -12,21 +12,10 @@ import grpc
 import pytest
 from support.http import ask
 from support.issuer import Issuer
-from support.running import ALLOW, CLIENT, EGRESS_PORT, PELTAST, RunningMesh, eventually
+from support.running import ALLOW, CLIENT, DENY, EGRESS_PORT, PELTAST, RunningMesh, eventually
 
 ENDS_WITHIN_SECONDS = 2.0
 CLOCK_SKEW = 60
-
-DENY = """
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: closed, namespace: shop}
-spec:
-  selector: {matchLabels: {app: server}}
-  action: DENY
-  rules:
-    - to: [{operation: {paths: [/open/closed]}}]
-"""
 
 TOKENS = """
 ---

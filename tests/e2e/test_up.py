@@ -9,21 +9,10 @@ import time
 from pathlib import Path
 
 from support.http import Connection, ask
-from support.running import ALLOW, CLIENT, EGRESS_PORT, PELTAST, RunningMesh, eventually, is_alive
+from support.running import ALLOW, CLIENT, DENY, EGRESS_PORT, PELTAST, RunningMesh, eventually, is_alive
 
 from peltast.audit.chain import verify_store
 from peltast.audit.spool import spool_folders
-
-DENY = """
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: closed, namespace: shop}
-spec:
-  selector: {matchLabels: {app: server}}
-  action: DENY
-  rules:
-    - to: [{operation: {paths: [/open/closed]}}]
-"""
 
 
 async def status(path: str) -> int:

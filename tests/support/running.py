@@ -66,6 +66,17 @@ spec:
       to: [{operation: {methods: [GET], paths: [/open*]}}]
 """
 
+DENY = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: closed, namespace: shop}
+spec:
+  selector: {matchLabels: {app: server}}
+  action: DENY
+  rules:
+    - to: [{operation: {paths: [/open/closed]}}]
+"""
+
 
 async def eventually(condition: Callable[[], Any], what: str, seconds: float = DEADLINE_SECONDS) -> Any:
     """Waits until `condition` (plain or asynchronous) gives something true, and gives that."""

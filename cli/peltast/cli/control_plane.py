@@ -142,7 +142,11 @@ class ControlPlane:
 
     def _keep_revocation(self, revocation: Revocation, document: bytes) -> None:
         self._acts.report(Act("", "token.revoke", str(revocation), allowed=True))
-        write_private(self._revocations_file, document)
+        try:
+            write_private(self._revocations_file, document)
+        except OSError as error:
+            self._note(Act("", "token.revoke", str(revocation), allowed=False, detail=str(error)))
+            raise
 
     def _take_revocations(self, document: bytes) -> None:
         self._revoked = document

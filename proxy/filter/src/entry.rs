@@ -102,7 +102,7 @@ unsafe fn decide(
 pub(crate) unsafe fn decide_again(stream: Handle, filter: Handle) -> Result<Validity, Reason> {
     // SAFETY: the caller vouches; one borrow after the other.
     unsafe {
-        match decide(stream, filter, |state, stream| state.decide_again(stream)) {
+        match decide(stream, filter, |state, stream| state.decide_again(stream, true)) {
             Some(Next::Reset(reason)) => Err(reason),
             _ => with_state(stream, filter, |state, _| state.validity()).ok_or(Reason::InternalError),
         }

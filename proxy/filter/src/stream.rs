@@ -20,7 +20,6 @@ use crate::worker::{self, Ended, Now, Worker};
 
 /// The cluster by which the check service is reached.
 const CHECK_CLUSTER: &str = "peltast-check";
-const NO_CALLOUT: u64 = u64::MAX;
 
 /// What is remembered of one stream.
 pub(crate) struct StreamState {
@@ -50,8 +49,8 @@ struct Asked {
     question: Question,
     /// Whether this stream asks for all that wait for the same answer.
     leads: bool,
-    /// Envoy's number of the callout; none's while it waits for another's.
-    callout: u64,
+    /// Envoy's number of the callout; none where another stream asks.
+    callout: Option<u64>,
 }
 
 /// What is to be done with a stream once nothing of ours is borrowed any more: Envoy may run other hooks of the same
@@ -117,20 +116,23 @@ impl StreamState {
         answer: Result<Vec<u8>, String>,
     ) -> Next {
         // What was asked before another program came is answered too late.
-        let Some(asked) = self.question.take_if(|asked| asked.callout == callout) else { return Next::Wait };
+        let Some(asked) = self.question.take_if(|asked| asked.callout == Some(callout)) else { return Next::Wait };
         let decision = answer.and_then(|body| callout::decision(&body, &self.program));
         let decision = Arc::new(decision.unwrap_or_else(|detail| asked.question.unanswered(detail)));
+        asked.settle(&decision);
         if self.place.is_some() {
-            self.remember(&asked, &decision);
             return self.uphold(decision);
         }
-        let answer = self.finish(stream, *asked, decision);
+        let answer = self.conclude(stream, decision, asked.question);
         self.carry_out(stream, &answer)
     }
 
     /// Another stream's answer has come, or its stream has gone: decides again.
     pub(crate) fn on_scheduled(&mut self, stream: &mut Stream) -> Next {
         self.question = None;
+        if self.place.is_some() {
+            return self.decide_again(stream, false);
+        }
         self.renew();
         let step = self.decide(stream, false);
         self.next(stream, step)
@@ -138,14 +140,9 @@ impl StreamState {
 
     /// Leaves word for the access logger, and does not leave others waiting.
     pub(crate) fn on_complete(&mut self) {
-        worker::with(|worker| {
-            worker.ended = self.recorded.map(|decision| Ended { decision, by: self.ended_by.take() });
-            if let Some(Asked { question: Question { key: Some(key), .. }, leads: true, .. }) =
-                self.question.take().map(|asked| *asked)
-            {
-                worker.wake_waiting(&key);
-            }
-        });
+        let ended = self.recorded.map(|decision| Ended { decision, by: self.ended_by.take() });
+        worker::with(|worker| worker.ended = ended);
+        self.give_up_asking();
     }
 
     /// Denies a request whose decision panicked. What the panic left half-done is forgotten.
@@ -159,10 +156,10 @@ impl StreamState {
         self.carry_out(stream, &answer)
     }
 
-    /// Decides a request that runs again, by what holds now.
-    pub(crate) fn decide_again(&mut self, stream: &Stream) -> Next {
+    /// Decides a request that runs again, by what holds now. `may_wait` as in [`Self::decide`].
+    pub(crate) fn decide_again(&mut self, stream: &Stream, may_wait: bool) -> Next {
         self.renew();
-        self.question = None;
+        self.give_up_asking();
         let now = Now::read();
         let downstream = downstream(stream);
         self.peer_ends_ms = downstream.ends_ms();
@@ -185,14 +182,16 @@ impl StreamState {
                 self.token = answer.token.or(self.token.take()); // its text may be gone, and it counts again later
                 self.uphold(answer.decision)
             }
-            Verdict::Ask(question) => match call_out(stream, &request, &self.program, question.timeout_ms) {
-                Ok(callout) => {
-                    self.token_ends_ms = ends_ms(question.token.as_ref());
-                    self.question = Some(Box::new(Asked { question, leads: false, callout }));
-                    Next::Wait
+            Verdict::Ask(question) => {
+                self.token_ends_ms = ends_ms(question.token.as_ref());
+                match ask(stream, question, &request, &self.program, may_wait) {
+                    Ok(asked) => {
+                        self.question = Some(asked);
+                        Next::Wait
+                    }
+                    Err((_, decision)) => self.uphold(decision),
                 }
-                Err(detail) => self.uphold(Arc::new(question.unanswered(detail))),
-            },
+            }
         }
     }
 
@@ -248,55 +247,21 @@ impl StreamState {
         });
         match verdict {
             Verdict::Decided(answer) => Step::Concluded(self.record(stream, answer, &downstream, &trusted, now)),
-            Verdict::Ask(question) => self.ask(stream, question, &request, may_wait),
-        }
-    }
-
-    fn ask(&mut self, stream: &Stream, question: Question, request: &Request<'_>, may_wait: bool) -> Step {
-        let waits = worker::with(|worker| match &question.key {
-            Some(key) if may_wait => match worker.waiting.get_mut(key) {
-                Some(waiting) => {
-                    waiting.push(stream.scheduler());
-                    true
+            Verdict::Ask(question) => match ask(stream, question, &request, &self.program, may_wait) {
+                Ok(asked) => {
+                    self.question = Some(asked);
+                    Step::Waiting
                 }
-                None => {
-                    worker.waiting.insert(key.clone(), Vec::new());
-                    false
-                }
+                Err((asked, decision)) => Step::Concluded(self.conclude(stream, decision, asked.question)),
             },
-            _ => false,
-        });
-        let timeout_ms = question.timeout_ms;
-        self.question = Some(Box::new(Asked { leads: may_wait && !waits, question, callout: NO_CALLOUT }));
-        if waits {
-            return Step::Waiting;
-        }
-        match call_out(stream, request, &self.program, timeout_ms) {
-            Ok(callout) => {
-                self.question.iter_mut().for_each(|asked| asked.callout = callout);
-                Step::Waiting
-            }
-            Err(detail) => self.unsent(stream, detail),
         }
     }
 
-    fn unsent(&mut self, stream: &Stream, detail: String) -> Step {
-        let Some(asked) = self.question.take() else { return Step::Waiting };
-        let decision = asked.question.unanswered(detail);
-        Step::Concluded(self.finish(stream, *asked, Arc::new(decision)))
-    }
-
-    /// Ends the wait of this stream, and of those that wait for the same answer.
-    fn finish(&mut self, stream: &Stream, asked: Asked, decision: Arc<Decision>) -> Answer {
-        self.remember(&asked, &decision);
-        if let (Some(key), true) = (&asked.question.key, asked.leads) {
-            worker::with(|worker| worker.wake_waiting(key));
+    /// Leaves nobody waiting for an answer that this stream will not bring.
+    fn give_up_asking(&mut self) {
+        if let Some(asked) = self.question.take() {
+            asked.wake_waiting();
         }
-        self.conclude(stream, decision, asked.question)
-    }
-
-    fn remember(&self, asked: &Asked, decision: &Arc<Decision>) {
-        worker::with(|worker| worker.decider.remember(&asked.question, decision, Now::read().ms()));
     }
 
     /// Records a decision that did not come of the engine at once.
@@ -401,7 +366,51 @@ fn downstream(stream: &Stream) -> Rc<Downstream> {
     worker::with(|worker| worker.connections.of(stream))
 }
 
-/// Asks the check service about `request`.
+impl Asked {
+    /// Remembers the answer, if it may be, and ends the wait of those that wait for it too.
+    fn settle(&self, decision: &Arc<Decision>) {
+        worker::with(|worker| worker.decider.remember(&self.question, decision, Now::read().ms()));
+        self.wake_waiting();
+    }
+
+    fn wake_waiting(&self) {
+        if let (Some(key), true) = (&self.question.key, self.leads) {
+            worker::with(|worker| worker.wake_waiting(key));
+        }
+    }
+}
+
+/// Asks `question` about `request`, or waits for a stream that asks the same, if it may.
+///
+/// # Errors
+/// It cannot be asked: with the decision that is made then.
+fn ask(
+    stream: &Stream,
+    question: Question,
+    request: &Request<'_>,
+    program: &Program,
+    may_wait: bool,
+) -> Result<Box<Asked>, (Box<Asked>, Arc<Decision>)> {
+    let waits = may_wait && worker::with(|worker| worker.wait_for(question.key.as_deref(), || stream.scheduler()));
+    let timeout_ms = question.timeout_ms;
+    let mut asked = Box::new(Asked { leads: may_wait && !waits, question, callout: None });
+    if waits {
+        return Ok(asked);
+    }
+    match call_out(stream, request, program, timeout_ms) {
+        Ok(callout) => {
+            asked.callout = Some(callout);
+            Ok(asked)
+        }
+        Err(detail) => {
+            let decision = Arc::new(asked.question.unanswered(detail));
+            asked.settle(&decision);
+            Err((asked, decision))
+        }
+    }
+}
+
+/// Sends `request` to the check service; gives Envoy's number of the callout.
 ///
 /// # Errors
 /// For people: why it cannot be asked.

@@ -127,6 +127,17 @@ impl Worker {
         }
     }
 
+    /// Waits for the answer to the question with `key`, if somebody asks it already; else notes that it is asked now.
+    pub(crate) fn wait_for(&mut self, key: Option<&[u8]>, scheduler: impl FnOnce() -> Scheduler) -> bool {
+        let Some(key) = key else { return false };
+        if let Some(waiting) = self.waiting.get_mut(key) {
+            waiting.push(scheduler());
+            return true;
+        }
+        self.waiting.insert(key.into(), Vec::new());
+        false
+    }
+
     /// Wakes everyone who waits for an answer to the question with `key`.
     pub(crate) fn wake_waiting(&mut self, key: &[u8]) {
         for scheduler in self.waiting.remove(key).into_iter().flatten() {
