@@ -129,7 +129,8 @@ async def owner(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]
     connection = await asyncpg.connect(postgres.url(SUPERUSER))
     try:
         await migrate(connection)
-        await connection.execute("TRUNCATE records, spools, quarantine")
+        await connection.execute("TRUNCATE records, spools, quarantine, tiles, checkpoints, starts, gaps")
+        await connection.execute("UPDATE tree SET size = 0, frontier = ''")
         yield connection
     finally:
         await connection.close()

@@ -82,8 +82,8 @@ TAMPERING = [
         id="two records swapped",
     ),
     pytest.param(
-        "INSERT INTO records (spool, sequence, owner, schema, time, time_ns, body, link) "
-        "SELECT spool, 5, owner, schema, time, time_ns, body, link FROM records WHERE sequence = 4",
+        "INSERT INTO records (spool, sequence, leaf, owner, schema, time, time_ns, body, link) "
+        "SELECT spool, 5, 4, owner, schema, time, time_ns, body, link FROM records WHERE sequence = 4",
         Finding("", 5, "the record was altered: its link does not follow"),
         id="an inserted record",
     ),
@@ -115,7 +115,7 @@ async def test_an_inserted_record_that_continues_the_chain_is_found_by_the_spool
 ) -> None:
     stored.append(path="/never shipped")
     *_, last = verify_frames(0, first_link(), stored.frames())[0]
-    rows = [row(stored.id, principal, last)]
+    rows = [row(stored.id, 4, principal, last)]
     await owner.copy_records_to_table("records", records=rows, columns=list(COLUMNS))
     expected = Finding(stored.id.hex(), 6, "records up to 4 were committed; they end here")
     assert (await verify_store(owner)).findings == (expected,)

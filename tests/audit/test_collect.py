@@ -190,7 +190,7 @@ async def test_a_schema_that_no_column_holds_is_kept_aside(
 
 
 def row_of(spool: Spool, record: Record) -> dict[str, Any]:
-    return dict(zip(COLUMNS, row(spool.id, "owner", record), strict=True))
+    return dict(zip(COLUMNS, row(spool.id, 7, "owner", record), strict=True))
 
 
 TEXTS = [
@@ -258,6 +258,7 @@ def test_a_row_has_every_field_of_its_record(spool: Spool) -> None:
     assert given == {
         "spool": spool.id,
         "sequence": 2,
+        "leaf": 7,
         "owner": "owner",
         "schema": 1,
         "kind": "act",
@@ -275,4 +276,4 @@ def test_a_row_has_every_field_of_its_record(spool: Spool) -> None:
 
 async def test_every_column_is_one_of_the_stores_and_no_column_is_forgotten(owner: Connection) -> None:
     stored = await owner.fetch("SELECT column_name FROM information_schema.columns WHERE table_name = 'records'")
-    assert {each["column_name"] for each in stored} == {*COLUMNS, "received"}
+    assert {each["column_name"] for each in stored} == {*COLUMNS, "namespace", "mac", "redacted", "hashed"}

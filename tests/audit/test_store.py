@@ -23,7 +23,7 @@ async def empty(postgres: EmbeddedPostgres, owner: asyncpg.Connection) -> AsyncI
 
 
 async def test_migrating_an_empty_database_applies_everything_and_again_nothing(empty: asyncpg.Connection) -> None:
-    assert await migrate(empty) == ["0001_records.sql", "0002_decisions.sql"]
+    assert await migrate(empty) == ["0001_records.sql", "0002_decisions.sql", "0003_audit_log.sql"]
     assert await migrate(empty) == []
     assert await empty.fetch("SELECT * FROM requests") == []
 
@@ -37,8 +37,8 @@ async def test_a_migration_that_fails_changes_nothing(empty: asyncpg.Connection)
 
 
 RECORD = (
-    "INSERT INTO records (spool, sequence, owner, schema, time, time_ns, body, link) "
-    "VALUES ('', 1, '', 1, now(), 1, '', '')"
+    "INSERT INTO records (spool, sequence, leaf, owner, schema, time, time_ns, body, link) "
+    "VALUES ('', 1, 0, '', 1, now(), 1, '', '')"
 )
 
 ALLOWED = [

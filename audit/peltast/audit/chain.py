@@ -67,7 +67,7 @@ async def _verify_spool(connection: asyncpg.Connection[Any], cursor: asyncpg.Rec
             [record], _, link = verify_frames(expected - 1, link, frame)
         except ValueError:
             return finding(expected, "the record was altered: its link does not follow")
-        said = zip(COLUMNS, row(spool, cursor["owner"], record), strict=True)
+        said = zip(COLUMNS, row(spool, stored["leaf"], cursor["owner"], record), strict=True)
         if altered := [name for name, value in said if stored[name] != value]:
             return finding(expected, f"the row was altered: {', '.join(altered)} is not as in the record")
         expected += 1

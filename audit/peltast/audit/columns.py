@@ -7,12 +7,16 @@ from typing import Any
 
 from peltast.authz._engine import Record
 
-__all__ = ["COLUMNS", "row"]
+__all__ = ["COLUMNS", "MAX_BIGINT", "row"]
 
-BYTES_FIELDS = ("spool_id", "program", "keys", "revocations")
+BYTES_FIELDS = ("spool_id", "start", "heads", "program", "keys", "revocations")
 NUMBER_FIELDS = (
     "worker",
     "process_id",
+    "start_index",
+    "count",
+    "since_ns",
+    "until_ns",
     "destination_port",
     "status",
     "rule",
@@ -51,28 +55,36 @@ TEXT_FIELDS = (
     "dry_run_allow",
     "dry_run_allow_policy",
     "audit_rules",
+    "query",
+    "request_headers",
+    "claims",
 )
 _FIELDS = BYTES_FIELDS + NUMBER_FIELDS + TEXT_FIELDS
-_OWN = ("spool", "sequence", "owner", "schema", "kind", "time", "time_ns", "body", "link")
+_OWN = ("spool", "sequence", "leaf", "owner", "schema", "kind", "time", "time_ns", "body", "link")
 
 COLUMNS = _OWN + _FIELDS
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MAX_BIGINT = 2**63 - 1
+MAX_BIGINT = 2**63 - 1
 _LAST_TIME_NS = 253_402_300_799 * 10**9
 """The end of the year 9999: a clock that says later is kept in `time_ns`, and shown as this."""
 
 
-def row(spool: bytes, owner: str, record: Record) -> tuple[Any, ...]:
-    """The row of `record`, in the order of :data:`COLUMNS`."""
+def row(spool: bytes, leaf: int, owner: str, record: Record) -> tuple[Any, ...]:
+    """The row of `record`, which is the tree's leaf `leaf`, in the order of :data:`COLUMNS`."""
     shown = _EPOCH + timedelta(microseconds=min(record.time_ns, _LAST_TIME_NS) // 1000)
-    own = (spool, record.sequence, owner, record.schema, record.kind, shown, record.time_ns, record.body, record.link)
+    place = (spool, record.sequence, leaf, owner)
+    own = (record.schema, record.kind, shown, record.time_ns, record.body, record.link)
     fields = record.fields
-    return own + tuple(_value(fields.get(name)) if name not in BYTES_FIELDS else fields.get(name) for name in _FIELDS)
+    return (
+        place
+        + own
+        + tuple(_value(fields.get(name)) if name not in BYTES_FIELDS else fields.get(name) for name in _FIELDS)
+    )
 
 
 def _value(value: bytes | int | None) -> str | int | None:
     if isinstance(value, bytes):
         # Postgres text takes neither bad UTF-8 nor NUL. The record's body keeps what was there.
         return value.decode(errors="backslashreplace").replace("\0", "\\x00")
-    return None if value is None else min(value, _MAX_BIGINT)
+    return None if value is None else min(value, MAX_BIGINT)

@@ -38,10 +38,29 @@ pub enum Kind {
     Outbound = 5,
     /// An act of the control plane.
     Act = 6,
+    /// A process still writes, and where its spools stand.
+    Heartbeat = 7,
+    /// A spool is closed: nothing follows.
+    Close = 8,
+    /// Requests that were allowed and have no records of their own, counted.
+    Summary = 9,
+    /// Requests that were let through without a record while there was no room, counted.
+    Dropped = 10,
 }
 
 impl Kind {
-    const ALL: [Self; 6] = [Self::Genesis, Self::Decision, Self::End, Self::Refusal, Self::Outbound, Self::Act];
+    const ALL: [Self; 10] = [
+        Self::Genesis,
+        Self::Decision,
+        Self::End,
+        Self::Refusal,
+        Self::Outbound,
+        Self::Act,
+        Self::Heartbeat,
+        Self::Close,
+        Self::Summary,
+        Self::Dropped,
+    ];
 
     /// The name that the store uses.
     pub fn name(self) -> &'static str {
@@ -52,6 +71,10 @@ impl Kind {
             Self::Refusal => "refusal",
             Self::Outbound => "outbound",
             Self::Act => "act",
+            Self::Heartbeat => "heartbeat",
+            Self::Close => "close",
+            Self::Summary => "summary",
+            Self::Dropped => "dropped",
         }
     }
 
@@ -101,6 +124,12 @@ fields! {
     SpoolId = 1 Bytes "spool_id",
     Worker = 2 Number "worker",
     ProcessId = 3 Number "process_id",
+    Start = 4 Bytes "start",
+    StartIndex = 5 Number "start_index",
+    Heads = 6 Bytes "heads",
+    Count = 7 Number "count",
+    SinceNs = 8 Number "since_ns",
+    UntilNs = 9 Number "until_ns",
     SourcePrincipal = 10 Text "source_principal",
     SourceAddress = 11 Text "source_address",
     SourceSerial = 12 Text "source_serial",
@@ -140,6 +169,9 @@ fields! {
     DryRunAllowPolicy = 64 Text "dry_run_allow_policy",
     DryRunAllowRule = 65 Number "dry_run_allow_rule",
     AuditRules = 66 Text "audit_rules",
+    Query = 70 Text "query",
+    RequestHeaders = 71 Text "request_headers",
+    Claims = 72 Text "claims",
 }
 
 impl Field {

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 import asyncpg
 import structlog
 
-from peltast.audit.columns import COLUMNS, row
-from peltast.authz._engine import first_link, skip_frames, verify_frames
+from peltast.audit.columns import COLUMNS, MAX_BIGINT, row
+from peltast.authz._engine import Record, first_link, skip_frames, verify_frames
 
 __all__ = ["BadBatch", "NotTheOwner", "take_in"]
 
@@ -54,7 +55,9 @@ async def _take_in(connection: Connection, spool: bytes, owner: str, frames: byt
     except ValueError as error:
         raise BadBatch(str(error)) from error
     if records:
-        rows = [row(spool, owner, record) for record in records]
+        await _check_ends(connection, spool, records)
+        leaf = await _take_leaves(connection, len(records))
+        rows = [row(spool, leaf + index, owner, record) for index, record in enumerate(records)]
         try:
             await connection.copy_records_to_table("records", records=rows, columns=list(COLUMNS))
         except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, OverflowError) as error:
@@ -64,6 +67,21 @@ async def _take_in(connection: Connection, spool: bytes, owner: str, frames: byt
             "UPDATE spools SET sequence = $2, link = $3, last_seen = now() WHERE spool = $1", spool, end, end_link
         )
     return end
+
+
+async def _check_ends(connection: Connection, spool: bytes, records: Sequence[Record]) -> None:
+    """A decision has one end. No unique index says so: one over partitions would have to hold the time."""
+    found = (record.fields.get("decision_sequence") for record in records if record.kind == "end")
+    ends = [min(sequence, MAX_BIGINT) for sequence in found if isinstance(sequence, int)]
+    query = "SELECT EXISTS (SELECT FROM records WHERE kind = 'end' AND spool = $1 AND decision_sequence = ANY($2))"
+    if len(set(ends)) < len(ends) or await connection.fetchval(query, spool, ends):
+        raise BadBatch("a decision has a second end")
+
+
+async def _take_leaves(connection: Connection, number: int) -> int:
+    """The first of the tree's next `number` leaves. Nobody else takes any until the transaction ends."""
+    size: int = await connection.fetchval("UPDATE tree SET size = size + $1 RETURNING size", number)
+    return size - number
 
 
 async def _lock_spool(connection: Connection, spool: bytes, owner: str) -> tuple[int, bytes]:

@@ -1,0 +1,209 @@
+-- Records by day, in one order over all spools, which a Merkle tree and every reader that follows go by.
+
+-- The tree (RFC 9162 section 2): how many leaves it has, and the roots of the perfect trees that they make up, the
+-- largest first. Whoever stores records holds this row until they are committed: so leaves have neither gaps nor
+-- another order than that of their commits, and a reader that has seen a leaf has seen all before it.
+CREATE TABLE tree (
+    one boolean PRIMARY KEY DEFAULT true CHECK (one),
+    size bigint NOT NULL DEFAULT 0,
+    frontier bytea NOT NULL DEFAULT ''
+);
+INSERT INTO tree DEFAULT VALUES;
+
+-- Hashes of the tree, 256 to a tile: a tile of level 0 has leaves, one of level n + 1 the roots of tiles of level n
+-- (C2SP tlog-tiles). Whole tiles only; what is beyond the last whole one is computed from `records`.
+CREATE TABLE tiles (
+    level smallint NOT NULL,
+    number bigint NOT NULL,
+    hashes bytea NOT NULL CHECK (octet_length(hashes) = 256 * 32),
+    PRIMARY KEY (level, number)
+);
+
+-- The tree as it was signed, in the form of a C2SP signed note.
+CREATE TABLE checkpoints (
+    size bigint PRIMARY KEY,
+    root bytea NOT NULL CHECK (octet_length(root) = 32),
+    time timestamptz NOT NULL DEFAULT now(),
+    note text NOT NULL
+);
+
+-- A start of a process that writes spools, as its agent states and signs it; `start` is the statement's SHA-256.
+CREATE TABLE starts (
+    start bytea PRIMARY KEY CHECK (octet_length(start) = 32),
+    owner text NOT NULL,
+    previous bytea,
+    statement bytea NOT NULL,
+    received timestamptz NOT NULL DEFAULT now()
+);
+
+ALTER TABLE spools
+    ADD start bytea,
+    ADD start_index bigint,
+    ADD closed boolean NOT NULL DEFAULT false;
+
+-- Records that never came, and why: the spool went on at `until` + 1.
+CREATE TABLE gaps (
+    spool bytea NOT NULL,
+    since bigint NOT NULL,
+    until bigint NOT NULL,
+    reason text NOT NULL,
+    noticed timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (spool, since)
+);
+
+-- Where exports have got to: every record before `leaf` was delivered.
+CREATE TABLE exports (
+    name text PRIMARY KEY,
+    leaf bigint NOT NULL DEFAULT 0,
+    updated timestamptz NOT NULL DEFAULT now()
+);
+
+-- Days that are kept although their time is over.
+CREATE TABLE legal_holds (
+    name text PRIMARY KEY,
+    since date NOT NULL,
+    until date NOT NULL CHECK (until >= since),
+    reason text NOT NULL,
+    created timestamptz NOT NULL DEFAULT now()
+);
+
+-- The namespaces that an auditor may see; '*' is all.
+CREATE TABLE auditors (
+    role name NOT NULL,
+    namespace text NOT NULL,
+    PRIMARY KEY (role, namespace)
+);
+
+DROP VIEW requests;
+ALTER TABLE records RENAME TO records_before;
+DROP INDEX records_time, records_received, records_end;
+ALTER TABLE records_before RENAME CONSTRAINT records_pkey TO records_before_pkey;
+
+-- `leaf` is the record's place in the tree, from 0. `time` is what the writer's clock said; what lies outside the days
+-- that have a partition (a clock that is far off) goes to `records_default`.
+CREATE TABLE records (
+    spool bytea NOT NULL,
+    sequence bigint NOT NULL,
+    leaf bigint NOT NULL,
+    owner text NOT NULL,
+    namespace text GENERATED ALWAYS AS (substring(owner from '^spiffe://[^/]+/ns/([^/]+)/')) STORED,
+    schema smallint NOT NULL,
+    kind text,
+    time timestamptz NOT NULL,
+    time_ns numeric(20) NOT NULL,
+    body bytea NOT NULL,
+    link bytea NOT NULL,
+    mac bytea,
+    -- Fields that were left out, and those of which only a keyed hash was written.
+    redacted text[],
+    hashed text[],
+
+    spool_id bytea,
+    worker bigint,
+    process_id bigint,
+    start bytea,
+    start_index bigint,
+    heads bytea,
+    count bigint,
+    since_ns bigint,
+    until_ns bigint,
+    source_principal text,
+    source_address text,
+    source_serial text,
+    destination_principal text,
+    destination_port bigint,
+    token_issuer text,
+    token_subject text,
+    connection_security_policy text,
+    method text,
+    host text,
+    path text,
+    query text,
+    request_headers text,
+    claims text,
+    request_id text,
+    traceparent text,
+    effect text,
+    status bigint,
+    policy text,
+    rule bigint,
+    reason text,
+    decided_by text,
+    detail text,
+    program bytea,
+    keys bytea,
+    revocations bytea,
+    decision_sequence bigint,
+    flags bigint,
+    end_details text,
+    bytes_received bigint,
+    bytes_sent bigint,
+    duration_ns bigint,
+    actor text,
+    action text,
+    object text,
+    dry_run_deny text,
+    dry_run_deny_policy text,
+    dry_run_deny_rule bigint,
+    dry_run_allow text,
+    dry_run_allow_policy text,
+    dry_run_allow_rule bigint,
+    audit_rules text,
+
+    PRIMARY KEY (spool, sequence, time)
+) PARTITION BY RANGE (time);
+
+CREATE INDEX records_time ON records (time);
+CREATE INDEX records_leaf ON records (leaf);
+CREATE INDEX records_source ON records (source_principal, time) WHERE source_principal IS NOT NULL;
+CREATE INDEX records_end ON records (spool, decision_sequence) WHERE kind = 'end' AND decision_sequence IS NOT NULL;
+
+CREATE TABLE records_default PARTITION OF records DEFAULT;
+
+INSERT INTO records (
+    spool, sequence, leaf, owner, schema, kind, time, time_ns, body, link, spool_id, worker, process_id,
+    source_principal, source_address, source_serial, destination_principal, destination_port, token_issuer,
+    token_subject, connection_security_policy, method, host, path, request_id, traceparent, effect, status, policy, rule,
+    reason, decided_by, detail, program, keys, revocations, decision_sequence, flags, end_details, bytes_received,
+    bytes_sent, duration_ns, actor, action, object, dry_run_deny, dry_run_deny_policy, dry_run_deny_rule, dry_run_allow,
+    dry_run_allow_policy, dry_run_allow_rule, audit_rules)
+SELECT
+    spool, sequence, row_number() OVER (ORDER BY received) - 1, owner, schema, kind, time, time_ns, body, link,
+    spool_id, worker, process_id, source_principal, source_address, source_serial, destination_principal,
+    destination_port, token_issuer, token_subject, connection_security_policy, method, host, path, request_id,
+    traceparent, effect, status, policy, rule, reason, decided_by, detail, program, keys, revocations,
+    decision_sequence, flags, end_details, bytes_received, bytes_sent, duration_ns, actor, action, object, dry_run_deny,
+    dry_run_deny_policy, dry_run_deny_rule, dry_run_allow, dry_run_allow_policy, dry_run_allow_rule, audit_rules
+FROM records_before;
+DROP TABLE records_before;
+UPDATE tree SET size = (SELECT count(*) FROM records);
+
+-- One row an inbound request, and one a connection that was refused before any. A decision whose end is missing is
+-- interrupted: its sidecar died, or the request still runs. `ended_…` is the later decision that ended what this one let
+-- through. An end is written after its decision, by a clock that may have been set back meanwhile, by an hour at most.
+CREATE VIEW requests WITH (security_invoker = true) AS
+SELECT
+    first.spool, first.sequence, first.leaf, first.time, first.owner, first.namespace, first.kind,
+    first.source_principal, first.source_address, first.source_serial,
+    coalesce(first.destination_principal, first.owner) AS destination_principal, first.destination_port,
+    first.token_issuer, first.token_subject, first.method, first.host, first.path, first.query,
+    first.request_headers, first.claims, first.request_id, first.traceparent,
+    coalesce(first.effect, 'deny') AS effect,
+    coalesce(ended.status, first.status) AS status,
+    first.policy, first.rule, coalesce(first.reason, first.end_details) AS reason, first.decided_by, first.detail,
+    first.program, first.keys, first.revocations,
+    coalesce(ended.bytes_received, first.bytes_received) AS bytes_received,
+    coalesce(ended.bytes_sent, first.bytes_sent) AS bytes_sent,
+    coalesce(ended.duration_ns, first.duration_ns) AS duration_ns,
+    coalesce(ended.flags, first.flags) AS flags,
+    first.kind = 'decision' AND ended.sequence IS NULL AS interrupted,
+    first.connection_security_policy,
+    first.dry_run_deny, first.dry_run_deny_policy, first.dry_run_deny_rule,
+    first.dry_run_allow, first.dry_run_allow_policy, first.dry_run_allow_rule,
+    first.audit_rules, first.redacted, first.hashed,
+    ended.reason AS ended_reason, ended.policy AS ended_policy, ended.rule AS ended_rule
+FROM records first
+LEFT JOIN records ended
+    ON first.kind = 'decision' AND ended.kind = 'end' AND ended.spool = first.spool
+    AND ended.decision_sequence = first.sequence AND ended.time >= first.time - interval '1 hour'
+WHERE first.kind IN ('decision', 'refusal') OR (first.kind = 'end' AND first.decision_sequence IS NULL);
