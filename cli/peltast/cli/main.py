@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from peltast.cli import components, policy, proxy, token, up, validate, version
+from peltast.cli import audit, components, policy, proxy, token, up, validate, version
 from peltast.cli.demo.command import demo
 
 __all__ = ["main"]
@@ -20,6 +20,7 @@ app.command("up")(up.up)
 app.command("demo")(demo)
 app.command("validate")(validate.validate)
 app.command("version")(version.version)
+app.add_typer(audit.app, name="audit")
 app.add_typer(policy.app, name="policy")
 app.add_typer(proxy.app, name="proxy")
 app.add_typer(token.app, name="token")

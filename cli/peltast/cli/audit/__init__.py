@@ -1,0 +1,14 @@
+"""``peltast audit``: what is on record."""
+
+from __future__ import annotations
+
+import typer
+
+__all__ = ["app"]
+
+app = typer.Typer(help="What is on record: queries, reports, proofs.", no_args_is_help=True)
+
+
+@app.callback()
+def audit() -> None:
+    """What is on record: queries, reports, proofs."""

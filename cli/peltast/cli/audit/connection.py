@@ -1,0 +1,53 @@
+"""How commands reach the store."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import asyncpg
+import typer
+
+from peltast.audit.store.embedded import EmbeddedPostgres
+from peltast.audit.store.migrate import AUDITOR_ROLE
+from peltast.cli.settings import sockets_folder
+
+__all__ = ["Database", "StoreAway", "connected", "store_url"]
+
+Database = Annotated[
+    str | None,
+    typer.Option(metavar="URL", help="PostgreSQL, as a role that may read the log. Default: the mesh's embedded one."),
+]
+
+
+class StoreAway(ConnectionError):
+    """The store cannot be reached."""
+
+
+def store_url(state: Path, database: str | None, role: str = AUDITOR_ROLE) -> str:
+    """Where the store of the mesh with this state is reached as `role`, unless `database` says where."""
+    if database is not None:
+        return database
+    return EmbeddedPostgres(state / "postgres", sockets_folder(state) / "pg").url(role)
+
+
+@asynccontextmanager
+async def connected(
+    state: Path, database: str | None, role: str = AUDITOR_ROLE
+) -> AsyncIterator[asyncpg.Connection[Any]]:
+    """A connection to the store, while the context lasts.
+
+    Raises:
+        StoreAway: see there.
+    """
+    url = store_url(state, database, role)
+    try:
+        connection = await asyncpg.connect(url)
+    except (OSError, asyncpg.PostgresError) as error:
+        raise StoreAway(f"{url}: {error}. Is `peltast up` running with this state? Else give --database") from error
+    try:
+        yield connection
+    finally:
+        await connection.close()
