@@ -8,6 +8,10 @@ INSTALLED := .venv/.installed
 PROTOS := identity/peltast/identity/protos/ca.proto identity/peltast/identity/protos/join.proto \
           audit/peltast/audit/protos/collector.proto authz/peltast/authz/protos/revocation.proto
 
+# Several tests at a time need networks of their own, which only root can make.
+WORKERS := $(shell [ "$$(id -u)" = 0 ] && command -v ip >/dev/null && echo 2 || echo 0)
+PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit e2e soak lint bench build protos clean
 
@@ -24,15 +28,15 @@ unit: build ## Tests in Rust and Python without a mesh
 	@cargo test --release --locked --quiet -p peltast-engine
 	@cargo test --release --locked --quiet -p peltast-filter
 	@echo "==> Python tests"
-	@$(BIN)/pytest -q -m "not e2e"
+	@$(PYTEST) -m "not e2e"
 
 e2e: build ## Tests with real Envoy, PostgreSQL and clients
 	@echo "==> End-to-end tests"
-	@$(BIN)/pytest -q -m e2e
+	@$(PYTEST) -m e2e
 
 soak: build ## Long tests: many more examples of every property
-	@PELTAST_EXAMPLES=other $(BIN)/pytest -q -m "not e2e"
-	@PELTAST_EXAMPLES=other $(BIN)/pytest -q tests/e2e/test_differential.py
+	@PELTAST_EXAMPLES=other $(PYTEST) -m "not e2e"
+	@PELTAST_EXAMPLES=other $(PYTEST) tests/e2e/test_differential.py tests/e2e/test_chaos.py
 
 lint: build ## Formatting, lints, types, import contracts
 	@echo "==> ruff, mypy, import-linter"
