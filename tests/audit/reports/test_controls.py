@@ -30,8 +30,12 @@ def acts(rows: Rows, *beginnings: str) -> Rows:
     return [row for row in rows if row["kind"] == "act" and row["action"].startswith(beginnings or "")]
 
 
+def effect(row: Record) -> str:
+    return row.get("effect", "allow" if row["kind"] == "summary" else "deny")
+
+
 def denied(rows: Rows) -> int:
-    return requests(rows, lambda row: row.get("effect", "deny") == "deny")
+    return requests(rows, lambda row: effect(row) == "deny")
 
 
 def changed(rows: Rows) -> int:
@@ -62,7 +66,7 @@ def stored(number: int) -> Callable[[Rows], int]:
 
 RECOUNTED: dict[tuple[str, str], Callable[[Rows], int]] = {
     ("PCI DSS 4.0", "10.2.1.1"): lambda rows: requests(
-        rows, lambda row: row.get("effect") == "allow" and "source_principal" in row
+        rows, lambda row: effect(row) == "allow" and "source_principal" in row
     ),
     ("PCI DSS 4.0", "10.2.1.2"): lambda rows: len(acts(rows)),
     ("PCI DSS 4.0", "10.2.1.4"): denied,
@@ -80,7 +84,7 @@ RECOUNTED: dict[tuple[str, str], Callable[[Rows], int]] = {
     ("SOC 2", "CC6.3"): changed,
     ("SOC 2", "CC6.6"): of_kind("refusal"),
     ("SOC 2", "CC6.7"): lambda rows: requests(
-        rows, lambda row: row.get("effect") == "allow" and row.get("connection_security_policy") == "none"
+        rows, lambda row: effect(row) == "allow" and row.get("connection_security_policy") == "none"
     ),
     ("SOC 2", "CC7.1"): lambda rows: len(acts(rows, "configuration.")),
     ("SOC 2", "CC7.2"): denied,

@@ -1,7 +1,8 @@
 """Signatures of reports, in files of their own: C2SP signed notes (https://c2sp.org/signed-note).
 
-A note's text names the file by its SHA-256, the report, its range, and the checkpoint that it rests on, so that forms
-which have no place for these (CSV) say it too:
+They are by the key that signs checkpoints, under its name; a note's first line tells the one from the other. A note's
+text names the file by its SHA-256, the report, its range, and the checkpoint that it rests on, so that forms which have
+no place for these (CSV) say it too:
 
     peltast.dev/audit-report/v1
     sha256 9f86d0…
@@ -10,7 +11,7 @@ which have no place for these (CSV) say it too:
     until 2026-09-22T00:00:00.000000Z
     checkpoint 4096 J4RBSyjZU3YuXJ2i1mkjELbZVnTdJK5SXOyoMPPpd+U=
 
-    — peltast.dev/audit-report 8tXtmXJ…
+    — peltast.dev/audit/cluster.local 8tXtmXJ…
 """
 
 from __future__ import annotations
@@ -19,22 +20,23 @@ import base64
 import binascii
 import hashlib
 import re
+from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from peltast.audit.reports.report import Report, time_text
 
-__all__ = ["MAX_NOTE", "BadSignature", "check", "sign"]
+__all__ = ["MAX_NOTE", "BadSignature", "VerifierKey", "check", "sign"]
 
 MAX_NOTE = 4096
 
 _VERSION = "peltast.dev/audit-report/v1"
-_KEY_NAME = "peltast.dev/audit-report"
 _ED25519 = b"\x01"
+_KEY = re.compile(r"(?P<name>[^\s+]+)\+(?P<id>[0-9a-f]{8})\+(?P<key>[A-Za-z0-9+/]+=*)\s*")
 _NOTE = re.compile(
     rf"(?P<text>{_VERSION}\nsha256 (?P<hash>[0-9a-f]{{64}})\n(?P<said>(?:[a-z]+ [^\n]+\n)+))"
-    rf"\n— {_KEY_NAME} (?P<signature>[A-Za-z0-9+/]+=*)\n"
+    r"\n— (?P<name>[^\s+]+) (?P<signature>[A-Za-z0-9+/]+=*)\n"
 )
 
 
@@ -42,27 +44,58 @@ class BadSignature(ValueError):
     """A file and its signature do not fit."""
 
 
-def sign(key: Ed25519PrivateKey, report: Report, content: bytes) -> bytes:
-    """The note that signs `content`, which is `report` in some form."""
+@dataclass(frozen=True)
+class VerifierKey:
+    """A public key with its name, written ``NAME+ID+KEY`` as signed notes have it."""
+
+    name: str
+    key: bytes
+
+    @property
+    def id(self) -> bytes:
+        """What signatures name the key by."""
+        return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.key).digest()[:4]
+
+    def __str__(self) -> str:
+        return f"{self.name}+{self.id.hex()}+{base64.b64encode(_ED25519 + self.key).decode()}"
+
+    @classmethod
+    def parse(cls, text: str) -> VerifierKey:
+        """Reads what `str` writes.
+
+        Raises:
+            BadSignature: it is no Ed25519 key of this form.
+        """
+        found = _KEY.fullmatch(text)
+        decoded = _decoded(found["key"]) if found else b""
+        key = cls(found["name"] if found else "", decoded[1:])
+        if found is None or decoded[:1] != _ED25519 or len(key.key) != 32 or key.id.hex() != found["id"]:
+            raise BadSignature("this is no Ed25519 verifier key of the form NAME+ID+KEY")
+        return key
+
+
+def sign(key: Ed25519PrivateKey, name: str, report: Report, content: bytes) -> bytes:
+    """The note by which `key`, of that name, signs `content`, which is `report` in some form."""
     text = _text(report, content)
-    signature = base64.b64encode(_key_id(key.public_key()) + key.sign(text.encode())).decode()
-    return f"{text}\n— {_KEY_NAME} {signature}\n".encode()
+    key_id = VerifierKey(name, key.public_key().public_bytes_raw()).id
+    signature = base64.b64encode(key_id + key.sign(text.encode())).decode()
+    return f"{text}\n— {name} {signature}\n".encode()
 
 
-def check(key: Ed25519PublicKey, content: bytes, note: bytes) -> dict[str, str]:
+def check(key: VerifierKey, content: bytes, note: bytes) -> dict[str, str]:
     """What `note`, signed by `key`, says of `content`: its report, since, until and checkpoint.
 
     Raises:
         BadSignature: see there.
     """
-    found = _NOTE.fullmatch(_decoded(note))
+    found = _NOTE.fullmatch(_text_of(note))
     if found is None:
         raise BadSignature("the signature is no note of a report")
-    key_id, signature = _parts(found["signature"])
-    if key_id != _key_id(key):
-        raise BadSignature("the signature is by another key")
+    signature = _decoded(found["signature"])
+    if found["name"] != key.name or signature[:4] != key.id:
+        raise BadSignature(f"the signature is by another key than {key.name}+{key.id.hex()}")
     try:
-        key.verify(signature, found["text"].encode())
+        Ed25519PublicKey.from_public_bytes(key.key).verify(signature[4:], found["text"].encode())
     except InvalidSignature:
         raise BadSignature("the signature is not the key's: the note was altered") from None
     if hashlib.sha256(content).hexdigest() != found["hash"]:
@@ -84,11 +117,7 @@ def _text(report: Report, content: bytes) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _key_id(key: Ed25519PublicKey) -> bytes:
-    return hashlib.sha256(_KEY_NAME.encode() + b"\n" + _ED25519 + key.public_bytes_raw()).digest()[:4]
-
-
-def _decoded(note: bytes) -> str:
+def _text_of(note: bytes) -> str:
     if len(note) > MAX_NOTE:
         raise BadSignature(f"the signature has over {MAX_NOTE} bytes")
     try:
@@ -97,9 +126,8 @@ def _decoded(note: bytes) -> str:
         raise BadSignature("the signature is not UTF-8") from None
 
 
-def _parts(signature: str) -> tuple[bytes, bytes]:
+def _decoded(text: str) -> bytes:
     try:
-        decoded = base64.b64decode(signature, validate=True)
+        return base64.b64decode(text, validate=True)
     except binascii.Error:
-        raise BadSignature("the signature is not base64") from None
-    return decoded[:4], decoded[4:]
+        raise BadSignature("it is not base64") from None

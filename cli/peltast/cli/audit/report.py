@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
+import asyncpg
 import typer
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
 from peltast.audit.reports.formats import Format, write
 from peltast.audit.reports.kinds import KINDS
 from peltast.audit.reports.make import Kind, TooLarge, make_report
 from peltast.audit.reports.report import Report, Span
-from peltast.audit.reports.signature import MAX_NOTE, BadSignature, check, sign
+from peltast.audit.reports.signature import MAX_NOTE, BadSignature, VerifierKey, check, sign
 from peltast.audit.reports.to_terminal import to_terminal
 from peltast.authz.revision import Revision
 from peltast.cli.audit.connection import Database, StoreAway, connected
@@ -31,10 +33,20 @@ __all__ = ["report", "verify_report"]
 
 _STATE = Path(".peltast")
 _KEYS = Path("collector") / "audit"
+_AGO = re.compile("([0-9]{1,6})([smhdw])")
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+Signer = tuple[Ed25519PrivateKey, str]
+"""A key with its name."""
 
 
 class Unusable(ValueError):
     """What was asked for cannot be done."""
+
+
+def _now() -> datetime:
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 def _list(wanted: bool) -> None:
@@ -51,11 +63,14 @@ def _kind(name: str) -> str:
 
 
 def _time(text: str) -> datetime:
-    """A day or time of RFC 3339; what has no zone is UTC."""
+    """A day or time of RFC 3339, in UTC where it has no zone; or so long ago."""
+    if ago := _AGO.fullmatch(text):
+        return _now() - timedelta(seconds=int(ago[1]) * _UNITS[ago[2]])
     try:
         time = datetime.fromisoformat(text)
     except ValueError:
-        raise typer.BadParameter(f"{text!r}: a time such as 2026-11-21T20:00:00Z, or a day, is expected") from None
+        expected = "a time such as 2026-11-21T20:00:00Z, a day, or how long ago, such as 7d, is expected"
+        raise typer.BadParameter(f"{text!r}: {expected}") from None
     return time if time.tzinfo is not None else time.replace(tzinfo=UTC)
 
 
@@ -92,26 +107,30 @@ def report(
         span = _span(since, until)
         if signed and file is None:
             raise Unusable("--sign needs --out: the signature is a file beside it")
-        key = _signing_key(state) if signed else None
+        signer = _signer(state) if signed else None
         made = asyncio.run(_made(KINDS[name], directory, span, state, database, trust_domain))
-        _deliver(made, form, table, file, key)
+        _deliver(made, form, table, file, signer)
     except InvalidConfiguration as invalid:
         print_problems(invalid)
         raise typer.Exit(1) from None
-    except (Unusable, StoreAway, TooLarge, LookupError, OSError) as error:
+    except (Unusable, StoreAway, TooLarge, LookupError, OSError, asyncpg.PostgresError) as error:
         print_error(error)
         raise typer.Exit(1) from None
 
 
 def verify_report(
     file: Annotated[Path, typer.Argument(help="The report; its signature is FILE.sig.", exists=True, dir_okay=False)],
-    key: Annotated[Path | None, typer.Option(help="The public key. Default: the collector's of this state.")] = None,
+    key: Annotated[
+        Path | None, typer.Option(help="Public key, NAME+ID+KEY. Default: the collector's of this state.")
+    ] = None,
     state: State = _STATE,
 ) -> None:
     """Tells whether a report is as it was signed, and what it rests on; exit 1 if it is not."""
     try:
         with file.with_name(f"{file.name}.sig").open("rb") as note:
-            said = check(_public_key(key or state / _KEYS / "signing.pub"), file.read_bytes(), note.read(MAX_NOTE + 1))
+            said = check(
+                _verifier_key(key or state / _KEYS / "signing.pub"), file.read_bytes(), note.read(MAX_NOTE + 1)
+            )
     except (BadSignature, Unusable, OSError) as error:
         print_error(error)
         raise typer.Exit(1) from None
@@ -121,7 +140,7 @@ def verify_report(
 
 
 def _span(since: datetime | None, until: datetime | None) -> Span:
-    end = until or datetime.now(UTC).replace(microsecond=0)
+    end = until or _now()
     try:
         return Span(since or end - timedelta(days=1), end)
     except ValueError as error:
@@ -143,7 +162,7 @@ async def _configuration(kind: Kind, directory: Path | None, trust_domain: str) 
     raise Unusable(f"the report {kind.name} {needs}")
 
 
-def _deliver(made: Report, form: Format, table: str | None, file: Path | None, key: Ed25519PrivateKey | None) -> None:
+def _deliver(made: Report, form: Format, table: str | None, file: Path | None, signer: Signer | None) -> None:
     if file is None:
         is_shown = form is Format.TABLE and out.is_terminal
         content = to_terminal(made, out.width, colour=True) if is_shown else write(made, form, table)
@@ -151,12 +170,12 @@ def _deliver(made: Report, form: Format, table: str | None, file: Path | None, k
         return
     content = write(made, form, table)
     file.write_bytes(content)
-    if key is not None:
-        file.with_name(f"{file.name}.sig").write_bytes(sign(key, made, content))
+    if signer is not None:
+        file.with_name(f"{file.name}.sig").write_bytes(sign(*signer, made, content))
     out.print(f"{file} rests on {made.rests_on}", markup=False)
 
 
-def _signing_key(state: Path) -> Ed25519PrivateKey:
+def _signer(state: Path) -> Signer:
     file = state / _KEYS / "signing.key"
     try:
         key = load_pem_private_key(file.read_bytes(), password=None)
@@ -164,14 +183,11 @@ def _signing_key(state: Path) -> Ed25519PrivateKey:
         raise Unusable(f"{file} holds no private key: {error}") from None
     if not isinstance(key, Ed25519PrivateKey):
         raise Unusable(f"{file} holds no Ed25519 key")
-    return key
+    return key, _verifier_key(file.with_name("signing.pub")).name
 
 
-def _public_key(file: Path) -> Ed25519PublicKey:
+def _verifier_key(file: Path) -> VerifierKey:
     try:
-        key = load_pem_public_key(file.read_bytes())
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise Unusable(f"{file} holds no public key: {error}") from None
-    if not isinstance(key, Ed25519PublicKey):
-        raise Unusable(f"{file} holds no Ed25519 key")
-    return key
+        return VerifierKey.parse(file.read_text())
+    except (BadSignature, UnicodeDecodeError) as error:
+        raise Unusable(f"{file}: {error}") from None
