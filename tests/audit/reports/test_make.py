@@ -63,6 +63,34 @@ async def test_the_rows_are_of_one_moment(recorded: Log, auditor: asyncpg.Connec
     assert (first.records, second.records) == (29, 30)
 
 
+async def test_a_chart_over_time_has_every_request_in_its_slot(recorded: Log, auditor: asyncpg.Connection) -> None:
+    chart = (await make_report(ACCESS, auditor, SPAN)).charts[0]
+    counted = {bar.label: bar.parts for bar in chart.bars if any(bar.parts)}
+    assert len(chart.bars) == 48
+    assert counted == {
+        "2026-09-21 12:00:00": (2, 0),
+        "2026-09-21 12:01:15": (40, 0),
+        "2026-09-21 12:02:30": (0, 1),
+        "2026-09-21 12:05:00": (0, 2),
+        "2026-09-21 12:06:15": (1, 0),
+        "2026-09-21 12:07:30": (1, 0),
+        "2026-09-21 12:10:00": (2, 0),
+        "2026-09-21 12:11:15": (0, 3),
+        "2026-09-21 12:12:30": (0, 1),
+        "2026-09-21 12:15:00": (0, 1),
+    }
+
+
+@pytest.mark.parametrize("length", [timedelta(microseconds=1), timedelta(days=36500), timedelta(seconds=1.000007)])
+async def test_a_range_may_be_of_any_length(recorded: Log, auditor: asyncpg.Connection, length: timedelta) -> None:
+    until = SINCE + timedelta(seconds=1)
+    for span in (Span(until, until + length), Span(until - min(length, timedelta(days=18000)), until)):
+        chart = (await make_report(ACCESS, auditor, span)).charts[0]
+        rows = [row for row in recorded.records if span.since <= row["time"] < span.until and row["kind"] != "outbound"]
+        assert bool(sum(sum(bar.parts) for bar in chart.bars)) == any(row["kind"] == "decision" for row in rows)
+        assert 1 <= len(chart.bars) <= 49
+
+
 @pytest.fixture
 async def days(owner: asyncpg.Connection) -> AsyncIterator[Span]:
     """Partitions of three days; the range is of the second."""

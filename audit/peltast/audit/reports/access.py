@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import groupby
 
 from peltast.audit.reports.make import Body, Kind, Reader, bars
 from peltast.audit.reports.report import Cell, Column, Table, Type
@@ -70,12 +72,15 @@ async def _body(reader: Reader) -> Body:
 
 
 def _by_identity(access: Table) -> Iterator[tuple[Cell, ...]]:
-    """Each source with its requests and how many destinations let it in."""
-    for source in dict.fromkeys(access.column("source")):
-        rows = [row for row in access.rows if row[0] == source]
-        allowed = [row for row in rows if row[2] == "allow"]
-        counts = [sum(row[6] for row in some if isinstance(row[6], int)) for some in (rows, allowed)]
-        yield source, counts[1], counts[0] - counts[1], len({row[1] for row in allowed})
+    """Each source with its requests and how many destinations let it in. Rows are sorted by their sources."""
+    for source, rows in groupby(access.rows, key=lambda row: row[0]):
+        requests: Counter[bool] = Counter()
+        destinations = set()
+        for _, destination, effect, _, _, _, number, _ in rows:
+            assert isinstance(number, int)
+            requests[effect == "allow"] += number
+            destinations |= {destination} if effect == "allow" else set()
+        yield source, requests[True], requests[False], len(destinations)
 
 
 ACCESS = Kind("access", "Access by identity", "who was let to whom, who was not, and by which policy", _body)

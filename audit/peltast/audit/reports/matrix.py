@@ -96,4 +96,6 @@ def _finding(reach: Reach, counts: _Counts) -> str | None:
     return None if counts.allowed else "can, and did not"
 
 
-MATRIX = Kind("matrix", "Who can call whom", "the effective matrix of a configuration, against who did", _body, True)
+MATRIX = Kind(
+    "matrix", "Who can call whom", "the effective matrix of a configuration, against who did", _body, compares=True
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 
@@ -9,7 +10,6 @@ from peltast.audit.reports.make import Body, Kind, Reader
 from peltast.audit.reports.report import Cell, Column, Table, Type
 from peltast.policies.kinds.authorization import Action, AuthorizationPolicySpec
 from peltast.policies.kinds.resource import Resource
-from peltast.policies.snapshot import Snapshot
 
 __all__ = ["UNUSED"]
 
@@ -63,7 +63,13 @@ Uses = Mapping[tuple[str, int | None], tuple[int, datetime]]
 async def _body(reader: Reader) -> Body:
     snapshot = reader.revision.snapshot
     uses: Uses = {(policy, rule): (used, last) for policy, rule, used, last in await reader.rows(_QUERY)}
-    rows = [row for resource in snapshot.of_kind(AuthorizationPolicySpec) for row in _rows(resource, snapshot, uses)]
+    selected = Counter(
+        resource.full_name
+        for workload in snapshot.workloads.values()
+        for resource in snapshot.applying_to(workload, AuthorizationPolicySpec)
+    )
+    policies = snapshot.of_kind(AuthorizationPolicySpec)
+    rows = [row for each in policies for row in _rows(each, selected[each.full_name], uses)]
     known = {(row[0], row[1]) for row in rows}
     gone = ((*key, *use) for key, use in uses.items() if key not in known)
     tables = (
@@ -73,11 +79,8 @@ async def _body(reader: Reader) -> Body:
     return Body(tables, notes=(_NOTE.format(version=snapshot.version),))
 
 
-def _rows(resource: Resource[AuthorizationPolicySpec], snapshot: Snapshot, uses: Uses) -> Iterator[tuple[Cell, ...]]:
-    """A row for each rule; one without a rule for a policy that has none."""
-    workloads = sum(
-        resource in snapshot.applying_to(workload, AuthorizationPolicySpec) for workload in snapshot.workloads.values()
-    )
+def _rows(resource: Resource[AuthorizationPolicySpec], workloads: int, uses: Uses) -> Iterator[tuple[Cell, ...]]:
+    """A row for each rule of a policy for so many workloads; one without a rule where it has none."""
     trial = "yes" if resource.dry_run else None
     for rule in range(len(resource.spec.rules)) or [None]:
         used, last = uses.get((resource.full_name, rule), (0, None))
@@ -96,5 +99,5 @@ def _finding(action: Action, workloads: int, used: int, rule: int | None) -> str
 
 
 UNUSED = Kind(
-    "unused", "Policies never used", "policies and rules of a configuration that decided nothing", _body, True
+    "unused", "Policies never used", "policies and rules of a configuration that decided nothing", _body, compares=True
 )
