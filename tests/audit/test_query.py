@@ -10,6 +10,8 @@ import pytest
 from peltast.audit.collector.collect import take_in
 from peltast.audit.query import follow, requests
 from peltast.audit.reports.access import ACCESS
+from peltast.audit.reports.denials import DENIALS
+from peltast.audit.reports.formats import Format, write
 from peltast.audit.reports.make import make_report
 from peltast.audit.reports.plaintext import PLAINTEXT
 from peltast.audit.reports.report import Span
@@ -182,3 +184,24 @@ async def test_the_plaintext_report_counts_who_still_speaks_it(
         (principal, 8080, "10.0.0.7", "deny", "no_allow_rule", 1),
         (principal, 8080, "[fd00::7]", "allow", "allow_rule", 1),
     ]
+
+
+async def test_what_strangers_wrote_is_reported_as_it_was_stored(
+    auditor: Connection, spool: Spool, shipped: Any, principal: str
+) -> None:
+    hostile = {
+        "/\0": r"/\x00",
+        b"/\xff\xfe": r"/\xff\xfe",
+        "/'; DROP TABLE records; --": "/'; DROP TABLE records; --",
+        "/" + "x" * 65_536: "/" + "x" * 65_536,
+        "=cmd|' /C calc'!A0": "=cmd|' /C calc'!A0",
+        "/\u202egpj": "/\u202egpj",
+    }
+    for path in hostile:
+        spool.append(path=path, destination_principal=principal, effect="deny", reason="no_allow_rule")
+    await shipped()
+    report = await make_report(DENIALS, auditor, DAY)
+    assert set(report.table("requests").column("path")) == set(hostile.values())
+    page, text = (write(report, form).decode() for form in (Format.HTML, Format.TABLE))
+    assert ["\\u{202e}gpj" in shown for shown in (page, text)] == [True, True]
+    assert "'=cmd|' /C calc'!A0" in write(report, Format.CSV, "requests").decode()
