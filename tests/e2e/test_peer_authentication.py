@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from support.http import Connection, Response, ask
 from support.peer import context, svid_for
 from support.running import ALLOW, APPLICATION_PORT, CLIENT, EGRESS_PORT, SERVER, SIDECAR_PORT, RunningMesh, eventually
 
-from peltast.audit.reports.plaintext import plaintext_report
+from peltast.audit.reports.make import make_report
+from peltast.audit.reports.plaintext import PLAINTEXT as PLAINTEXT_REPORT
+from peltast.audit.reports.report import Span
 from peltast.cli.demo.attackers import svid_of_another_authority, svid_with_two_names
 from peltast.identity.ca.store import load_or_create
 
@@ -219,9 +222,10 @@ async def test_a_disabled_port_takes_plaintext_only_and_callers_speak_it(
             ("decision", "/open", "deny", "no_allow_rule", None, "none"),
         ]
         database = await mesh.connect()
-        report = await plaintext_report(database)
+        now = datetime.now(UTC)
+        report = await make_report(PLAINTEXT_REPORT, database, Span(now - timedelta(hours=1), now + timedelta(hours=1)))
         await database.close()
-        counted = {(row[0], row[2], row[3], row[4]): row[5] for row in report.rows}
+        counted = {(row[2], row[1], row[3], row[4]): row[5] for row in report.table("plaintext").rows}
         assert counted == {
             ("127.0.0.1", APPLICATION_PORT, "allow", "allow_rule"): 2,
             ("127.0.0.1", APPLICATION_PORT, "deny", "no_allow_rule"): 1,

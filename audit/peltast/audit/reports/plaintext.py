@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from typing import Any
+from peltast.audit.reports.make import Body, Kind, Reader, bars
+from peltast.audit.reports.report import Column, Type
 
-import asyncpg
+__all__ = ["PLAINTEXT"]
 
-from peltast.audit.reports.report import Report
-
-__all__ = ["plaintext_report"]
-
-COLUMNS = ("source", "destination", "port", "effect", "reason", "requests", "last_seen")
+_COLUMNS = (
+    Column("destination"),
+    Column("port", Type.NUMBER),
+    Column("source"),
+    Column("effect"),
+    Column("reason"),
+    Column("requests", Type.NUMBER),
+    Column("last_seen", Type.TIME),
+)
 
 _QUERY = """
-SELECT regexp_replace(source_address, ':[0-9]+$', '') AS source, destination_principal AS destination,
-       destination_port AS port, effect, reason, count(*) AS requests,
-       to_char(max(time) AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') AS last_seen
-FROM requests
-WHERE connection_security_policy = 'none' OR (kind = 'refusal' AND reason = 'plaintext')
+SELECT destination_principal, destination_port, regexp_replace(source_address, ':[0-9]+$', ''), effect, reason,
+       sum(number)::bigint, max(time)
+FROM counted_requests
+WHERE time >= $1 AND time < $2
+  AND (connection_security_policy = 'none' OR (kind = 'refusal' AND reason = 'plaintext'))
 GROUP BY 1, 2, 3, 4, 5
-ORDER BY 2, 3 NULLS FIRST, 1 NULLS FIRST, 4, 5
 """
 
 
-async def plaintext_report(connection: asyncpg.Connection[Any]) -> Report:
-    """Counts of requests in plaintext, and of connections that were refused for it, by the caller's address."""
-    rows = await connection.fetch(_QUERY)
-    return Report("Plaintext", COLUMNS, tuple(tuple(row[name] for name in COLUMNS) for row in rows))
+async def _body(reader: Reader) -> Body:
+    table = await reader.table("plaintext", "Plaintext, by the caller's address", _COLUMNS, _QUERY)
+    counts = ((row[2], (row[5], 0) if row[3] == "allow" else (0, row[5])) for row in table.rows)
+    return Body((table,), (bars("Plaintext by caller", ("allowed", "denied"), counts),))  # type: ignore[arg-type]
+
+
+PLAINTEXT = Kind("plaintext", "Plaintext", "who still speaks plaintext, and who was refused for it", _body)

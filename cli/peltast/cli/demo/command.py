@@ -20,9 +20,11 @@ from spiffe import TrustDomain
 
 from peltast.audit.chain import verify_store
 from peltast.audit.query import requests
-from peltast.audit.reports.access import access_report
-from peltast.audit.reports.plaintext import plaintext_report
-from peltast.audit.reports.report import Report, to_csv, to_json
+from peltast.audit.reports.access import ACCESS
+from peltast.audit.reports.formats import Format, write
+from peltast.audit.reports.make import make_report
+from peltast.audit.reports.plaintext import PLAINTEXT
+from peltast.audit.reports.report import Cell, Report, Span
 from peltast.audit.store.embedded import PostgresUnusable
 from peltast.cli.console import err, log_to_stderr, out, print_error, print_problems, run_until_stopped
 from peltast.cli.demo.cases import Case, Surroundings, cases
@@ -50,7 +52,7 @@ Row = asyncpg.Record
 
 def demo(
     bookshop: Annotated[Path, typer.Argument(help="The sample.", exists=True, file_okay=False)] = _BOOKSHOP,
-    report: Annotated[Path, typer.Option(help="Folder for the report as CSV and JSON.")] = Path("demo-report"),
+    report: Annotated[Path, typer.Option(help="Folder for the reports as CSV, JSON and HTML.")] = Path("demo-report"),
     base_port: BasePort = DEFAULT_BASE_PORT,
 ) -> None:
     """Runs the bookshop in a mesh, sends it requests and attacks, and shows what was decided, why, and on record.
@@ -89,7 +91,7 @@ def _with_issuer(bookshop: Path, copy: Path, issuer: TokenIssuer) -> Path:
 async def _run(settings: MeshSettings, issuer: TokenIssuer, report: Path) -> int:
     snapshot = await preflight(settings)
     out.print("Starting PostgreSQL, control plane, collector, and two services with a sidecar each …")
-    started = time.monotonic()
+    began, started = datetime.now(UTC), time.monotonic()
     async with Mesh(settings) as mesh:
         await mesh.reconcile(snapshot)
         await mesh.wait_until_ready(snapshot)
@@ -102,8 +104,9 @@ async def _run(settings: MeshSettings, issuer: TokenIssuer, report: Path) -> int
         rows = await _committed(connection, len(tried))
         sound = _show_decisions(tried, rows)
         sound &= _show_count(len(tried), len(rows))
-        _show_report(await access_report(connection), report / "access")
-        _show_report(await plaintext_report(connection), report / "plaintext")
+        span = Span(began, datetime.now(UTC))
+        for kind in (ACCESS, PLAINTEXT):
+            _show_report(await make_report(kind, connection, span), report / kind.name)
         sound &= await _show_chain(connection)
         await connection.close()
     out.print("Everything is stopped.")
@@ -138,7 +141,7 @@ def _table(*columns: str, title: str | None = None) -> Table:
     return Table(*(Column(name, overflow="fold") for name in columns), title=title)
 
 
-def _shown(cell: str | int | None) -> str:
+def _shown(cell: Cell) -> str:
     if cell is None:
         return ""
     names = str(cell).split(",")
@@ -192,15 +195,16 @@ def _show_count(attempts: int, rows: int) -> bool:
 
 
 def _show_report(report: Report, file: Path) -> None:
-    """Prints `report`, and writes it to `file` with the suffixes of CSV and JSON."""
-    table = _table(*report.columns, title=report.title)
-    for row in report.rows:
+    """Prints the first table of `report`, and writes the report to `file` with the suffixes of its forms."""
+    shown, *_ = report.tables
+    table = _table(*(column.name for column in shown.columns), title=report.title)
+    for row in shown.rows:
         table.add_row(*(escape(_shown(cell)) for cell in row))
     out.print(table)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".csv").write_text(to_csv(report))
-    file.with_suffix(".json").write_text(to_json(report))
-    out.print(f"Written to {file}.csv and {file}.json\n", markup=False)
+    for form in (Format.CSV, Format.JSON, Format.HTML):
+        file.with_suffix(f".{form}").write_bytes(write(report, form))
+    out.print(f"Written to {file}.csv, {file}.json and {file}.html\n", markup=False)
 
 
 async def _show_chain(connection: asyncpg.Connection[Any]) -> bool:

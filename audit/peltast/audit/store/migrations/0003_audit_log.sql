@@ -207,3 +207,17 @@ LEFT JOIN records ended
     ON first.kind = 'decision' AND ended.kind = 'end' AND ended.spool = first.spool
     AND ended.decision_sequence = first.sequence AND ended.time >= first.time - interval '1 hour'
 WHERE first.kind IN ('decision', 'refusal') OR (first.kind = 'end' AND first.decision_sequence IS NULL);
+
+-- What `requests` has, without ends, and what summaries count: `number` is how many requests a row stands for. Reports
+-- count by it.
+CREATE VIEW counted_requests WITH (security_invoker = true) AS
+SELECT
+    spool, sequence, leaf, time, owner, namespace, kind,
+    CASE kind WHEN 'summary' THEN coalesce(count, 0) ELSE 1 END AS number,
+    source_principal, source_address, coalesce(destination_principal, owner) AS destination_principal, destination_port,
+    token_issuer, token_subject, connection_security_policy, method, host, path,
+    coalesce(effect, CASE kind WHEN 'summary' THEN 'allow' ELSE 'deny' END) AS effect,
+    status, policy, rule, coalesce(reason, end_details) AS reason, decided_by,
+    dry_run_deny_policy, dry_run_deny_rule, dry_run_allow_policy, dry_run_allow_rule, audit_rules
+FROM records
+WHERE kind IN ('decision', 'refusal', 'summary') OR (kind = 'end' AND decision_sequence IS NULL);
