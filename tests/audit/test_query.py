@@ -59,7 +59,7 @@ async def sequences(connection: Connection, **given: str) -> list[int]:
 
 
 async def counted(connection: Connection, **given: str) -> list[tuple[Any, ...]]:
-    return [tuple(row) for row in await read.count(connection, asked(**given))]
+    return [tuple(row) async for row in read.counts(connection, asked(**given))]
 
 
 # Rows -----------------------------------------------------------------------------------------------------------------
@@ -420,7 +420,7 @@ async def test_only_the_partitions_that_match_are_read(
     make = sql.rows if what == "rows" else sql.counts
     plan = await plan_of(partitioned, make, asked(**given))
     assert touched(plan) == {f"records_202609{day}" for day in days}
-    assert await read.count(partitioned, asked(**given)) if what == "counts" else await rows(partitioned, **given)
+    assert await (counted if what == "counts" else rows)(partitioned, **given)
 
 
 async def test_a_principal_is_found_by_its_index(partitioned: Connection) -> None:

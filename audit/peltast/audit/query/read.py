@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +15,7 @@ from peltast.audit.query import sql
 from peltast.audit.query.query import Cursor, Query
 from peltast.audit.query.sql import EPOCH
 
-__all__ = ["count", "follow", "last_leaf", "leaf_before", "page", "stream"]
+__all__ = ["counts", "follow", "last_leaf", "leaf_before", "page", "stream"]
 
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 Connect: TypeAlias = Callable[[], AbstractAsyncContextManager[Connection]]
@@ -28,12 +28,9 @@ _AWAY = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, async
 """What a database that ends, or is not up yet, does to a connection."""
 
 
-async def stream(connection: Connection, query: Query) -> AsyncIterator[asyncpg.Record]:
+def stream(connection: Connection, query: Query) -> AsyncGenerator[asyncpg.Record]:
     """The rows of `query` through a cursor in the server: memory does not grow with their number."""
-    statement = sql.rows(query)
-    async with connection.transaction(readonly=True):
-        async for row in connection.cursor(statement.text, *statement.arguments, prefetch=BATCH):
-            yield row
+    return _streamed(connection, sql.rows(query))
 
 
 async def page(connection: Connection, query: Query) -> tuple[list[asyncpg.Record], Cursor | None]:
@@ -48,10 +45,15 @@ async def page(connection: Connection, query: Query) -> tuple[list[asyncpg.Recor
     return rows, Cursor(rows[-1]["time_us"], rows[-1]["leaf"]) if rows else None
 
 
-async def count(connection: Connection, query: Query) -> list[asyncpg.Record]:
+def counts(connection: Connection, query: Query) -> AsyncGenerator[asyncpg.Record]:
     """The counts that `query` asks for, each a row of its columns and `count`."""
-    statement = sql.counts(query)
-    return await connection.fetch(statement.text, *statement.arguments)
+    return _streamed(connection, sql.counts(query))
+
+
+async def _streamed(connection: Connection, statement: sql.Statement) -> AsyncGenerator[asyncpg.Record]:
+    async with connection.transaction(readonly=True):
+        async for row in connection.cursor(statement.text, *statement.arguments, prefetch=BATCH):
+            yield row
 
 
 async def last_leaf(connection: Connection) -> int:
@@ -66,7 +68,7 @@ async def leaf_before(connection: Connection, since_ns: int) -> int:
     return await last_leaf(connection) if first is None else int(first) - 1
 
 
-async def follow(connect: Connect, query: Query, after: int | None = None) -> AsyncIterator[asyncpg.Record]:
+async def follow(connect: Connect, query: Query, after: int | None = None) -> AsyncGenerator[asyncpg.Record]:
     """Rows as they are committed, from leaf `after` on, or from now on; for ever.
 
     Leaves are committed in their order, so that nothing comes late. A database that goes away is asked again.
