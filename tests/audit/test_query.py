@@ -46,7 +46,10 @@ async def shipped(collector: Connection, spool: Spool, principal: str) -> Any:
 
 
 def asked(**given: str) -> Query:
-    query = parse({"order": "oldest", **given}, now_ns=START_NS + 3600 * 10**9)
+    query = parse(
+        {**given, **({} if "count_by" in given else {"order": given.get("order", "oldest")})},
+        now_ns=START_NS + 3600 * 10**9,
+    )
     return query if query.columns or query.counted else replace(query, columns=query.shape.recorded)
 
 

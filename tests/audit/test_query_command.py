@@ -156,7 +156,10 @@ REFUSED = [
     (("--kind", "acts", "--path", "/a"), "--path: '/a' is given; allowed: of acts, only principal"),
     (("--columns", "path,nonsense"), "--columns: 'path,nonsense' is given; allowed: of requests, each once: time"),
     (("--count-by", "path,path"), "--count-by: 'path,path' is given"),
-    (("--count-by", "path", "--columns", "path"), "--columns: 'path' is given; allowed: either columns or count_by"),
+    (
+        ("--count-by", "path", "--columns", "path"),
+        "--columns: 'path' is given; allowed: either columns or count_by: it is of rows",
+    ),
     (("--follow", "--until", "1h"), "--until: '1h' is given; allowed: nothing, when following"),
     (("--follow", "--code", "200"), "--code: '200' is given; allowed: nothing, when following"),
     (("--follow", "--columns", "status"), "--columns: 'status' is given; allowed: when following"),

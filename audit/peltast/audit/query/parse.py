@@ -148,10 +148,14 @@ def _check_together(query: Query, given: Mapping[str, str]) -> None:
             raise InvalidQuery(name, given[name], f"of {query.kind}, only {', '.join(shape.filters)}")
     if query.since is not None and query.until is not None and query.until < query.since:
         raise InvalidQuery("until", given["until"], f"a time that is not before since ({given['since']})")
-    if query.counted and "columns" in given:
-        raise InvalidQuery("columns", given["columns"], "either columns or count_by")
-    if query.counted and query.after:
-        raise InvalidQuery("cursor", given["cursor"], "rows only: counts have no pages")
+    if query.counted:
+        _refuse_of_counts(given)
+
+
+def _refuse_of_counts(given: Mapping[str, str]) -> None:
+    for name in ("columns", "order", "cursor"):
+        if name in given:
+            raise InvalidQuery(name, given[name], f"either {name} or count_by: it is of rows")
 
 
 def _equal(given: Mapping[str, str]) -> dict[str, str | bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from peltast.cli.audit import query
+from peltast.cli.audit import query, serve
 
 __all__ = ["app"]
 
@@ -17,3 +17,4 @@ def audit() -> None:
 
 
 app.command("query")(query.query)
+app.command("serve")(serve.serve)
