@@ -10,9 +10,8 @@ from peltast.audit.query.parse import PARAMETERS, InvalidQuery, parse
 from peltast.audit.query.query import Query
 from peltast.audit.query.shape import SHAPES, Kind
 
-__all__ = ["DEFAULT_LIMIT", "ENDPOINTS", "MAX_LIMIT", "Endpoint"]
+__all__ = ["ENDPOINTS", "MAX_LIMIT", "Endpoint"]
 
-DEFAULT_LIMIT = 100
 MAX_LIMIT = 1000
 _MAX_PARAMETERS = 64
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from peltast.audit.api.endpoint import DEFAULT_LIMIT, ENDPOINTS, MAX_LIMIT, Endpoint
-from peltast.audit.query.parse import MAX_TEXT, PARAMETERS
+from peltast.audit.api.endpoint import ENDPOINTS, MAX_LIMIT, Endpoint
+from peltast.audit.query.parse import DEFAULT_LIMIT, MAX_TEXT, PARAMETERS
 
 __all__ = ["openapi"]
 
