@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from datetime import UTC, datetime
+from pathlib import Path
 
 import asyncpg
 from rich.markup import escape
 
-from peltast.audit.query import follow
+from peltast.audit.query.query import Query
+from peltast.audit.query.read import follow
+from peltast.audit.query.shape import Kind
+from peltast.audit.query.values import printable
 from peltast.audit.store.embedded import PostgresUnusable
+from peltast.cli.audit.connection import connected
 from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
 from peltast.cli.options import BasePort, Concurrency, Configuration, SpoolBytes, State, TrustDomainOption
 from peltast.cli.processes import Mesh, MeshSettings, StateInUse
@@ -32,6 +38,15 @@ __all__ = ["CannotStart", "preflight", "short_principal", "up"]
 
 _QUIET_ACTS = frozenset({"svid.issue", "resource.live"})
 """Acts of every day, which the feed leaves out while they are allowed."""
+
+_FED = Query(
+    Kind.EVENTS,
+    columns=(
+        *("time", "kind", "effect", "source_principal", "destination_principal", "method", "path"),
+        *("policy", "rule", "reason", "decided_by", "action", "object", "detail"),
+    ),
+    limit=None,
+)
 
 _STATE = ".peltast"
 
@@ -64,7 +79,7 @@ async def _up(settings: MeshSettings) -> int:
         snapshot = await preflight(settings)
         out.print("Starting PostgreSQL (embedded, for this machine only), control plane, collector …")
         async with Mesh(settings) as mesh, asyncio.TaskGroup() as group:
-            group.create_task(_feed(mesh.database))
+            group.create_task(_feed(settings.control.state))
             await mesh.reconcile(snapshot)
             await mesh.wait_until_ready(snapshot)
             _say_ready(settings, snapshot, mesh)
@@ -117,44 +132,37 @@ async def _follow_configuration(settings: MeshSettings, mesh: Mesh) -> None:
             print_error(error)
 
 
-async def _feed(database: str) -> None:
-    while True:
-        try:
-            connection = await asyncpg.connect(database)
-            async for row in follow(connection):
-                if line := feed_line(row):
-                    out.print(line)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-            await asyncio.sleep(1)  # the database is being started again
+async def _feed(state: Path) -> None:
+    async for row in follow(lambda: connected(state, None), _FED):
+        if line := feed_line(row):
+            out.print(line)
 
 
 def feed_line(row: asyncpg.Record) -> str | None:
     """A record as a line of the feed; none for what the feed leaves out."""
-    time = row["time"].astimezone().strftime("%H:%M:%S.%f")[:-3]
+    time = datetime.fromtimestamp(int(row["time"]) / 10**9, UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
     if row["kind"] == "act":
         text = _act_text(row)
         return f"{time} {text}" if text else None
-    effect = row["effect"] or "deny"
+    effect = row["effect"]
     colour = "green" if effect == "allow" else "red"
-    where = (
-        f"{short_principal(row['source_principal'])} → {short_principal(row['destination_principal'] or row['owner'])}"
-    )
+    where = f"{short_principal(row['source_principal'])} → {short_principal(row['destination_principal'])}"
     # A decision is about a request, which has a method, or about a whole connection.
     kind = "connection" if row["kind"] == "decision" else row["kind"]
     what = f"{row['method'] or kind} {row['path'] or ''}".strip()
     rule = "" if row["rule"] is None else f" rule {row['rule']}"
     by = f"{row['policy']}{rule}" if row["policy"] else ""
     cached = " (cached)" if row["decided_by"] == "cache" else ""
-    text = " ".join(filter(None, [where, what, by, row["reason"] or row["end_details"]]))
-    return f"{time} [{colour}]{effect:<5}[/{colour}] {escape(text)}{cached}"
+    text = " ".join(filter(None, [where, what, by, row["reason"]]))
+    return f"{time} [{colour}]{escape(printable(effect)):<5}[/{colour}] {escape(printable(text))}{cached}"
 
 
 def _act_text(row: asyncpg.Record) -> str | None:
     allowed = row["effect"] == "allow"
     if allowed and row["action"] in _QUIET_ACTS:
         return None
-    detail = f"\n{row['detail']}" if row["detail"] and not allowed else ""
-    text = escape(f"{row['action']} {row['object'] or ''}{detail}")
+    lines = [f"{row['action']} {row['object'] or ''}", *("" if allowed else row["detail"] or "").splitlines()]
+    text = escape("\n".join(map(printable, lines)))
     return f"[cyan]{text}[/cyan]" if allowed else f"[red]{text}[/red]"
 
 

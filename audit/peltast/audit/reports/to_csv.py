@@ -6,11 +6,10 @@ import csv
 import io
 from datetime import datetime
 
+from peltast.audit.csv_cells import neutralised
 from peltast.audit.reports.report import Cell, Table, time_text
 
 __all__ = ["to_csv"]
-
-_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def to_csv(table: Table) -> bytes:
@@ -23,6 +22,4 @@ def to_csv(table: Table) -> bytes:
 
 
 def _written(cell: Cell) -> str | int | None:
-    if isinstance(cell, datetime):
-        return time_text(cell)
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+    return time_text(cell) if isinstance(cell, datetime) else neutralised(cell)

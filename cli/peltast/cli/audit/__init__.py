@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from peltast.cli.audit import report
+from peltast.cli.audit import query, report, serve
 
 __all__ = ["app"]
 
@@ -18,3 +18,5 @@ def audit() -> None:
 
 app.command("report")(report.report)
 app.command("verify-report")(report.verify_report)
+app.command("query")(query.query)
+app.command("serve")(serve.serve)

@@ -19,7 +19,9 @@ from rich.table import Column, Table
 from spiffe import TrustDomain
 
 from peltast.audit.chain import verify_store
-from peltast.audit.query import requests
+from peltast.audit.query.query import Order, Query
+from peltast.audit.query.read import stream
+from peltast.audit.query.shape import SHAPES, Kind
 from peltast.audit.reports.access import ACCESS
 from peltast.audit.reports.formats import Format, write
 from peltast.audit.reports.make import make_report
@@ -46,6 +48,8 @@ __all__ = ["demo"]
 _BOOKSHOP = Path("deploy/samples/bookshop")
 _COMMITTED_WITHIN_SECONDS = 10.0
 _POLL_SECONDS = 0.05
+
+_REQUESTS = Query(columns=SHAPES[Kind.REQUESTS].recorded, order=Order.OLDEST, limit=None)
 
 Row = asyncpg.Record
 
@@ -130,7 +134,7 @@ async def _committed(connection: asyncpg.Connection[Any], expected: int) -> list
     """The rows on record, as soon as there are as many as were `expected`, or it has taken too long."""
     deadline = time.monotonic() + _COMMITTED_WITHIN_SECONDS
     while True:
-        rows = await requests(connection)
+        rows = [row async for row in stream(connection, _REQUESTS)]
         if len(rows) >= expected or time.monotonic() > deadline:
             return rows
         await asyncio.sleep(_POLL_SECONDS)

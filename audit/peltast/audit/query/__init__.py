@@ -1,0 +1,1 @@
+"""Reading the store: questions as values, their SQL, and their answers."""
