@@ -8,6 +8,7 @@ use crate::attribute::{Attribute, Facts};
 use crate::document::{Action, Document, Policy, Rule, Tier, SCHEMA};
 use crate::index::Policies;
 use crate::path::Normalization;
+use crate::recording::Recording;
 use crate::rego::{Rego, RegoError};
 use crate::request::{EditRequest, Request};
 use crate::token::{Token, TokenRules};
@@ -61,6 +62,7 @@ pub struct Program {
     trusted_proxies: usize,
     tells_policy: bool,
     plaintext: BTreeSet<u16>,
+    recording: Option<Recording>,
 }
 
 /// The policies that decide by rules alone.
@@ -123,6 +125,7 @@ impl Program {
             trusted_proxies: document.workload.trusted_proxies,
             tells_policy: document.workload.tells_policy,
             plaintext: document.workload.plaintext,
+            recording: document.recording,
         })
     }
 
@@ -154,6 +157,11 @@ impl Program {
     /// Whether whoever is denied learns the name of the policy that denied.
     pub fn tells_policy(&self) -> bool {
         self.tells_policy
+    }
+
+    /// What records say, where an AuditPolicy asks for other than the default.
+    pub fn recording(&self) -> Option<&Recording> {
+        self.recording.as_ref()
     }
 
     /// `request`, with its verified `token`, as rules see it.
