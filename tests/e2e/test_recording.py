@@ -9,8 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from support.envoys import Envoys
+from support.generated import CALLERS, PolicySet
 from support.http import Connection, ask
+from support.inbound import running
 from support.issuer import Issuer
+from support.reference import Asked
 from support.running import ALLOW, CLIENT, DENY, EGRESS_PORT, RunningMesh, eventually
 
 from peltast.audit.chain import verify_store
@@ -146,6 +150,31 @@ def check_rows(rows: Iterable[Any], key: bytes, token: str) -> None:
     others = [row for row in rows if row["kind"] == "outbound" and row["path"] in ("/open", "/shut")]
     assert {row["owner"].rpartition("/")[2] for row in others} == {"client"}
     assert {row["query"] for row in others} == {hashed(SECRETS["query"])}, "equal values hash equally in two sidecars"
+
+
+HASHING = """
+apiVersion: peltast.dev/v1
+kind: AuditPolicy
+metadata: {name: hashing, namespace: istio-system}
+spec: {record: {query: hash, sourceAddress: hash}}
+"""
+
+
+class Hashing(PolicySet):
+    """No policies but for one that has records hash something."""
+
+    text = HASHING
+
+
+def test_without_the_key_nothing_is_let_through_and_nothing_is_in_clear(state: Path) -> None:
+    """Envoy by itself: no agent left it the mesh's key."""
+    with running(state, Envoys(state), "envoy", [Hashing(0, ())]) as inbound:
+        asked = [(caller, Asked(path=f"/a?{SECRETS['query']}")) for caller in CALLERS]
+        assert {outcome.reason for outcome in inbound.decide(asked)} == {"not_ready"}
+        spool = state / "envoy" / "spool"
+        assert files_with(spool, b"not_ready")
+        assert files_with(spool, SECRETS["query"].encode()) == []
+        assert files_with(spool, b"127.0.0.1") == []
 
 
 SUMMARY = """
