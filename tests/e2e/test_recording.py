@@ -26,7 +26,10 @@ kind: RequestAuthentication
 metadata: {name: tokens, namespace: shop}
 spec:
   selector: {matchLabels: {app: server}}
-  jwtRules: [{issuer: https://issuer.example, jwks: '@JWKS@'}]
+  jwtRules:
+    - issuer: https://issuer.example
+      jwks: '@JWKS@'
+      outputClaimToHeaders: [{header: x-group, claim: group}]
 """
 
 SECRETIVE = """
@@ -44,6 +47,7 @@ spec:
       - {name: x-diagnosis, as: redact}
       - {name: x-shown, as: keep}
       - {name: x-absent, as: keep}
+      - {name: x-group, as: keep}
       - {name: authorization, as: redact}
     claims:
       - {name: iban, as: hash}
@@ -72,6 +76,7 @@ async def test_secrets_are_found_nowhere_and_hash_alike_in_two_sidecars(folder: 
         iban=SECRETS["iban"],
         health={"blood": SECRETS["blood"]},
         other=SECRETS["claim that nobody chose"],
+        group="buyers",
         groups=["buyers"],
     )
     headers = {
@@ -80,6 +85,7 @@ async def test_secrets_are_found_nowhere_and_hash_alike_in_two_sidecars(folder: 
         "x-diagnosis": SECRETS["diagnosis"],
         "x-other": SECRETS["header that nobody chose"],
         "x-shown": SHOWN,
+        "x-group": "sesame-in-header",
     }
     async with RunningMesh(folder, state) as mesh:
         for path, status in (("/open", 200), ("/shut", 403)):
@@ -137,6 +143,7 @@ def check_rows(rows: Iterable[Any], key: bytes, token: str) -> None:
             f"x-card: hmac-sha256:{hashed(SECRETS['card'])}",
             "x-diagnosis: redacted",
             f"x-shown: {SHOWN}",
+            "x-group: buyers",
             "authorization: redacted",
         ]
         assert row["claims"].splitlines() == [

@@ -10,8 +10,8 @@ use crate::index::Policies;
 use crate::path::Normalization;
 use crate::recording::Recording;
 use crate::rego::{Rego, RegoError};
-use crate::request::{EditRequest, Request};
-use crate::token::{Token, TokenRules};
+use crate::request::{EditRequest, Headers, Request};
+use crate::token::{Token, TokenRules, VerifiedHeaders};
 use crate::Hash;
 
 /// Why a program cannot be loaded.
@@ -179,6 +179,12 @@ impl Program {
     /// operations: takes tokens off that are not to be forwarded, and sets the headers that only tokens may set.
     pub fn edit(&self, token: Option<&Token>, request: &mut impl EditRequest) {
         self.authentication.edit(token, request);
+    }
+
+    /// The headers of a request with this verified token, or without one, as the application will get them: those that
+    /// only tokens may set are not what the caller sent.
+    pub fn verified_headers<'a>(&'a self, headers: &'a dyn Headers, token: Option<&'a Token>) -> impl Headers + 'a {
+        VerifiedHeaders::new(headers, &self.authentication, token)
     }
 
     /// `path_and_query` as it may be recorded: without tokens in its query.

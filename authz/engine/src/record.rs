@@ -203,6 +203,9 @@ impl State {
     }
 }
 
+/// A field, its state, and its value.
+pub type Stated<'a> = (Field, State, &'a [u8]);
+
 /// Writes the fields of one record.
 pub struct Fields<'a>(&'a mut Vec<u8>);
 
@@ -263,7 +266,7 @@ pub(crate) fn read_fields(fields: &[u8]) -> Result<Vec<(Field, &[u8])>, RecordEr
 }
 
 /// Reads fields, in the order written. Those of tags and states that this schema lacks are passed over.
-fn read_states(mut rest: &[u8]) -> Result<Vec<(Field, State, &[u8])>, RecordError> {
+fn read_states(mut rest: &[u8]) -> Result<Vec<Stated<'_>>, RecordError> {
     let malformed = |reason| RecordError::Malformed { offset: 0, reason };
     let mut fields = Vec::new();
     while !rest.is_empty() {
@@ -400,7 +403,7 @@ impl<'a> Record<'a> {
     ///
     /// # Errors
     /// As [`Self::fields`].
-    pub fn states(&self) -> Result<Vec<(Field, State, &'a [u8])>, RecordError> {
+    pub fn states(&self) -> Result<Vec<Stated<'a>>, RecordError> {
         read_states(&self.body[BODY_HEADER_BYTES..])
     }
 }

@@ -220,7 +220,7 @@ impl StreamState {
         if decision.effect == Effect::Allow {
             return Next::Wait;
         }
-        if let Some(counted) = &self.counted {
+        if let (Some(counted), None) = (&self.counted, self.recorded) {
             // Its end says why it ended, and refers to this.
             self.recorded = worker::with(|worker| worker.record_counted(|| stream.worker_index(), counted));
         }
@@ -347,7 +347,7 @@ impl StreamState {
         let path = stream.header(":path").map(|path| self.program.path_without_tokens(path));
         match self.program.recording() {
             Some(recording) => {
-                fill_as_told(&recording.recorder(hasher()), fields, stream, outcome.token, path.as_deref())
+                self.fill_as_told(&recording.recorder(hasher()), fields, stream, outcome, path.as_deref())
             }
             None => {
                 fields.optional(Field::TokenSubject, outcome.token.map(|token| &token.subject));
@@ -358,6 +358,24 @@ impl StreamState {
         fields.optional(Field::TraceParent, stream.header("traceparent"));
         fields.number(Field::Status, u64::from(outcome.decision.status));
         outcome.fill_decision(fields);
+    }
+
+    /// What an AuditPolicy says how to record.
+    fn fill_as_told(
+        &self,
+        recorder: &Recorder<'_>,
+        fields: &mut Fields<'_>,
+        stream: &Stream,
+        outcome: &Outcome<'_>,
+        path: Option<&[u8]>,
+    ) {
+        if let Some(token) = outcome.token {
+            recorder.token(fields, token);
+        }
+        if let Some(path) = path {
+            recorder.path(fields, path);
+        }
+        recorder.headers(fields, &self.program.verified_headers(stream, outcome.token));
     }
 
     /// Readies a decided request for the application, or says that it is to be answered here.
@@ -379,23 +397,6 @@ impl StreamState {
         self.response_headers.clone_from(&decision.headers.response_add);
         Next::Continue
     }
-}
-
-/// What an AuditPolicy says how to record.
-fn fill_as_told(
-    recorder: &Recorder<'_>,
-    fields: &mut Fields<'_>,
-    stream: &Stream,
-    token: Option<&Token>,
-    path: Option<&[u8]>,
-) {
-    if let Some(token) = token {
-        recorder.token(fields, token);
-    }
-    if let Some(path) = path {
-        recorder.path(fields, path);
-    }
-    recorder.headers(fields, stream);
 }
 
 /// The application gets the path that was decided about. Envoy normalizes once, the engine until nothing changes
