@@ -13,8 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peltast.authz._engine import KeySets, LoadError, Program
-from peltast.authz.compile import canonical
+from peltast.authz.compile import canonical, recording
 from peltast.authz.revision import Revision, compile_revision
+from peltast.policies.kinds.audit import AuditPolicySpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec, is_template
 from peltast.policies.snapshot import load
 
@@ -102,3 +103,22 @@ def test_the_engine_loads_the_path_templates_that_the_kind_takes_and_no_others(
     except LoadError:
         loaded = False
     assert taken == loaded
+
+
+CLAIMS = st.text("a:/- .é", min_size=1, max_size=12) | st.builds("claims[{}]".format, st.text("a.é", min_size=1))
+CHOSEN = st.fixed_dictionaries({"as": st.sampled_from(["keep", "redact", "hash"])})
+
+
+@given(st.dictionaries(st.text("ax-_", min_size=1), CHOSEN, max_size=4), st.dictionaries(CLAIMS, CHOSEN, max_size=4))
+def test_the_engine_loads_the_headers_and_claims_that_the_kind_takes(
+    headers: dict[str, Any], claims: dict[str, Any]
+) -> None:
+    chosen = {
+        kind: [{"name": name, **how} for name, how in given.items()]
+        for kind, given in (("headers", headers), ("claims", claims))
+    }
+    spec = AuditPolicySpec.model_validate_json(json.dumps({"record": chosen}))
+    assert all("given twice" in given for _, given, _ in spec.problems()), "a and claims[a] are the same claim"
+    lowered = recording(spec.record)
+    assert [len(lowered.get(kind, [])) for kind in chosen] == [len(headers), len(claims)], "none is lost"
+    Program.load(canonical({**NOTHING, "policies": [], "recording": lowered}))

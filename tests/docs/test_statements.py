@@ -41,11 +41,39 @@ def test_audit_md_has_every_field() -> None:
     assert told == [(tag, name_of_type.lower(), name) for tag, name_of_type, name in declared]
 
 
-def test_audit_md_has_every_kind() -> None:
-    source = (ENGINE / "record.rs").read_text()
-    declared = re.findall(r"^    (\w+) = (\d+),$", source, re.MULTILINE)
-    told = [(number, name) for number, name, _ in rows(document("audit.md"), "States for *unrecorded*")]
-    assert told == [(number, name.lower()) for name, number in declared if (number, name) != ("1", "Present")]
+def variants(enum: str) -> list[tuple[str, str]]:
+    """The numbers and names of an enumeration of record.rs, in order."""
+    source = (ENGINE / "record.rs").read_text().partition(f"pub enum {enum} {{")[2].partition("\n}")[0]
+    return [(number, name.lower()) for name, number in re.findall(r"^    (\w+) = (\d+),$", source, re.MULTILINE)]
+
+
+def test_audit_md_has_every_kind_and_state() -> None:
+    text = document("audit.md")
+    assert [(number, name) for number, name, _ in rows(text, "[audit-schema.md](audit-schema.md).")] == variants("Kind")
+    assert [(number, name) for number, name, _ in rows(text, "A field that is absent")] == variants("State")
+
+
+def test_audit_schema_md_has_every_kind_with_fields_that_are_told_to_be_in_it() -> None:
+    """And none that are not: audit.md says of each field which kinds have it."""
+    table = rows(document("audit-schema.md"), "## Kinds")
+    assert [(number, name) for number, name, *_ in table] == variants("Kind")
+    fields = {name: kinds.split(", ") for _, name, _, kinds, _ in rows(document("audit.md"), "### Fields")}
+    for _, kind, always, sometimes in table:
+        named = {word for word in re.findall(r"\w+", f"{always} {sometimes}") if word in fields}
+        assert named == {name for name, kinds in fields.items() if kind in kinds}, kind
+
+
+def test_audit_schema_md_has_every_column_of_a_row_that_is_no_field() -> None:
+    migration = (ROOT / "audit/peltast/audit/store/migrations/0003_audit_log.sql").read_text()
+    table = migration.partition("CREATE TABLE records (")[2].partition("PRIMARY KEY")[0]
+    columns = re.findall(r"^    (\w+) ([a-z]+(?:\[\])?)", table, re.MULTILINE)
+    fields = {name: kind for _, name, kind, *_ in rows(document("audit.md"), "### Fields")}
+    told = [(name, kind) for name, kind, _ in rows(document("audit-schema.md"), "## Row")]
+    assert told == [(name, kind) for name, kind in columns if name not in fields]
+    types = {kind: column for kind, column, _ in rows(document("audit-schema.md"), "All other columns")}
+    assert {name: types[kind] for name, kind in fields.items()} == {
+        name: kind for name, kind in columns if name in fields
+    }
 
 
 def test_audit_md_has_every_reason_with_its_status() -> None:

@@ -37,6 +37,8 @@ PORT_LEVEL = "selector: {matchLabels: {a: b}}\nportLevelMtls:\n  "
 PORTS = "selector: {a: b}\nports:\n- "
 JWT = "jwtRules:\n- issuer: a\n  jwks: '{}'\n  "
 URI = "jwtRules:\n- issuer: a\n  jwksUri: "
+CHOSEN_HEADER = "record:\n  headers:\n  - {name: "
+CHOSEN_CLAIM = "record:\n  claims:\n  - {name: "
 REGO = "entrypoint: data.a.b\nmodule: package a\n"
 
 REFUSED = [
@@ -120,6 +122,50 @@ REFUSED = [
     ("AuthorizationPolicy", OPERATION + "notPaths: ['/a}']", 3, "…operation.notPaths[0]", "'/a}'", "whole segments"),
     ("AuditPolicy", "denials: {policyName: 'yes'}", 0, "denials.policyName", '"yes" is given', "boolean"),
     ("AuditPolicy", "onSpoolFull: deny", 0, "onSpoolFull", "unknown field", "known are selector, denials"),
+    ("AuditPolicy", "record: {query: drop}", 0, "record.query", '"drop" is given', "'keep', 'redact' or 'hash'"),
+    ("AuditPolicy", "record: {allowed: none}", 0, "record.allowed", '"none" is given', "'full' or 'summary'"),
+    ("AuditPolicy", "record: {body: keep}", 0, "record.body", "unknown field", "known are"),
+    ("AuditPolicy", CHOSEN_HEADER + "x-a}", 2, "record.headers[0].as", "nothing is given", "required"),
+    ("AuditPolicy", CHOSEN_HEADER + "':path', as: keep}", 2, "…headers[0].name", "':path'", "the name of a header"),
+    ("AuditPolicy", CHOSEN_HEADER + "'a b', as: keep}", 2, "…headers[0].name", "'a b'", "the name of a header"),
+    ("AuditPolicy", CHOSEN_HEADER + "Cookie, as: keep}", 2, "…headers[0].as", "keep is given", "redact or hash"),
+    ("AuditPolicy", CHOSEN_HEADER + "authorization, as: keep}", 2, "…headers[0].as", "keep is given", "redact or hash"),
+    (
+        "AuditPolicy",
+        CHOSEN_HEADER + "Proxy-Authorization, as: keep}",
+        2,
+        "…headers[0].as",
+        "keep is given",
+        "could act as the caller",
+    ),
+    (
+        "AuditPolicy",
+        CHOSEN_HEADER + "x-a, as: keep}\n  - {name: X-A, as: hash}",
+        3,
+        "…headers[1].name",
+        "'x-a' is given twice",
+        "one way",
+    ),
+    (
+        "AuditPolicy",
+        "record:\n  headers:\n" + "".join(f"  - {{name: x-{number}, as: keep}}\n" for number in range(33))[:-1],
+        2,
+        "record.headers",
+        "33 are given",
+        "at most 32",
+    ),
+    ("AuditPolicy", CHOSEN_CLAIM + "'claims[a', as: keep}", 2, "…claims[0].name", "'claims[a'", "claims[NAME][NAME]"),
+    ("AuditPolicy", CHOSEN_CLAIM + "'a[b]', as: keep}", 2, "…claims[0].name", "'a[b]'", "claims[NAME][NAME]"),
+    ("AuditPolicy", CHOSEN_CLAIM + "'claims[][a]', as: keep}", 2, "…claims[0].name", "'claims[][a]'", "of at most 256"),
+    ("AuditPolicy", CHOSEN_CLAIM + f"{'x' * 257}, as: keep}}", 2, "…claims[0].name", "xxx", "of at most 256"),
+    (
+        "AuditPolicy",
+        CHOSEN_CLAIM + "a, as: keep}\n  - {name: 'claims[a]', as: hash}",
+        3,
+        "…claims[1].name",
+        "given twice",
+        "one way",
+    ),
     ("MeshConfig", "trustDomain: a", 0, "trustDomain", "not taken here", "--trust-domain"),
     ("MeshConfig", "rootNamespace: A", 0, "rootNamespace", '"A" is given', "pattern"),
     ("MeshConfig", "trustDomainAliases: ['a/b']", 0, "trustDomainAliases[0]", "'a/b'", "a trust domain is expected"),

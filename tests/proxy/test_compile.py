@@ -320,3 +320,19 @@ def test_envoy_refuses_a_program_that_our_module_refuses(compiled: Compiled, tmp
     result = validate(config, tmp_path)
     assert result.returncode != 0
     assert "program" in result.stderr
+
+
+def test_a_sidecar_that_only_calls_others_is_told_how_to_record_queries(compiled: Compiled) -> None:
+    """It has no program: its logger's configuration says it, and is another only where an AuditPolicy says so."""
+
+    def told(query: str) -> Any:
+        policy = "---\napiVersion: peltast.dev/v1\nkind: AuditPolicy\nmetadata: {name: a, namespace: bookshop}\n"
+        text = f"{policy}spec: {{record: {{query: {query}}}}}\n" if query else ""
+        resources = compiled("bookshop/storefront", more=text)[LISTENER].values()
+        logs = [node for each in resources for node in nodes(readable(each)) if node.get("logger_name") == "outbound"]
+        assert logs
+        return [log.get("logger_config", {}).get("value") for log in logs]
+
+    assert set(told("")) == set(told("keep")) == {None}
+    assert set(told("redact")) == {"redact"}
+    assert set(told("hash")) == {"hash"}

@@ -277,7 +277,7 @@ fn service_account(principal: &str) -> Option<String> {
     }
 }
 
-fn claim<'t>(token: &'t Token, path: &[Box<str>]) -> Option<&'t Value> {
+pub(crate) fn claim<'t>(token: &'t Token, path: &[Box<str>]) -> Option<&'t Value> {
     let (first, rest) = path.split_first()?;
     rest.iter().try_fold(token.claims.get(&**first)?, |value, name| value.get(&**name))
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::attribute::Attribute;
 use crate::path::Normalization;
 use crate::pattern::Pattern;
+use crate::recording::Recording;
 use crate::token::places::Place;
 
 /// The schema that this engine reads.
@@ -24,6 +25,9 @@ pub(crate) struct Document {
     pub(crate) schema: u32,
     pub(crate) workload: Workload,
     pub(crate) authentication: Vec<Authentication>,
+    /// What records say, where that is not the default.
+    #[serde(default)]
+    pub(crate) recording: Option<Recording>,
     pub(crate) rego: Vec<RegoPolicy>,
     pub(crate) policies: Vec<Policy>,
 }
@@ -191,6 +195,10 @@ mod tests {
                 "output_claim_to_headers": [{"header": "x-sub", "claim": "sub"}],
                 "space_delimited_claims": ["roles"], "allow_missing_expiry": false, "require": true,
             }],
+            "recording": {
+                "query": "redact", "token_subject": "hash", "source_address": "keep", "allowed": "summary",
+                "headers": [{"name": "x-a", "as": "keep"}], "claims": [{"path": ["a", "b"], "as": "hash"}],
+            },
             "rego": [{
                 "name": "a/r", "modules": {"p.rego": "package p\nallow := true\n"}, "data": {"roles": {"ada": ["x"]}},
                 "entrypoint": "data.p.allow", "tier": "sidecar", "on_error": "deny", "timeout_ms": 1000,
@@ -250,6 +258,12 @@ mod tests {
             ("/rego/0/data", json!([]), "data"),
             ("/rego/0/entrypoint", json!("data.p.missing"), "entry point"),
             ("/rego/0/entrypoint", json!(""), "entry point"),
+            ("/recording/query", json!("drop"), "unknown variant"),
+            ("/recording/allowed", json!("none"), "unknown variant"),
+            ("/recording/headers/0", json!({"name": "x"}), "missing field"),
+            ("/recording/headers/0/as", json!(1), "expected"),
+            ("/recording/claims/0/path", json!([]), "no claim"),
+            ("/recording/claims/0/path", json!("a"), "invalid type"),
             ("/policies/0/action", json!("LOG"), "unknown variant"),
             ("/policies/0/dry_run", json!(true), "cannot be tried"),
             ("/policies/0/dry_run", json!("true"), "invalid type"),
@@ -274,8 +288,18 @@ mod tests {
 
     #[test]
     fn members_are_neither_missing_nor_more() {
-        let optional = ["dry_run", "service_ports", "path_normalization", "trusted_proxies", "tells_policy"];
-        let objects = ["", "/workload", "/authentication/0", "/rego/0", "/policies/0", "/policies/1/rules/0"];
+        let optional =
+            ["dry_run", "service_ports", "path_normalization", "trusted_proxies", "tells_policy", "recording"];
+        let objects = [
+            "",
+            "/workload",
+            "/recording/headers/0",
+            "/recording/claims/0",
+            "/authentication/0",
+            "/rego/0",
+            "/policies/0",
+            "/policies/1/rules/0",
+        ];
         for place in objects {
             let mut document = sound();
             let object = document.pointer_mut(place).and_then(Value::as_object_mut).expect(place);

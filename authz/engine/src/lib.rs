@@ -22,6 +22,7 @@ pub mod program;
 #[cfg(feature = "python")]
 mod python;
 pub mod record;
+pub mod recording;
 mod rego;
 pub mod request;
 mod segment;

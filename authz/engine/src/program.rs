@@ -8,9 +8,10 @@ use crate::attribute::{Attribute, Facts};
 use crate::document::{Action, Document, Policy, Rule, Tier, SCHEMA};
 use crate::index::Policies;
 use crate::path::Normalization;
+use crate::recording::Recording;
 use crate::rego::{Rego, RegoError};
-use crate::request::{EditRequest, Request};
-use crate::token::{Token, TokenRules};
+use crate::request::{EditRequest, Headers, Request};
+use crate::token::{Token, TokenRules, VerifiedHeaders};
 use crate::Hash;
 
 /// Why a program cannot be loaded.
@@ -61,6 +62,7 @@ pub struct Program {
     trusted_proxies: usize,
     tells_policy: bool,
     plaintext: BTreeSet<u16>,
+    recording: Option<Recording>,
 }
 
 /// The policies that decide by rules alone.
@@ -123,6 +125,7 @@ impl Program {
             trusted_proxies: document.workload.trusted_proxies,
             tells_policy: document.workload.tells_policy,
             plaintext: document.workload.plaintext,
+            recording: document.recording,
         })
     }
 
@@ -156,6 +159,11 @@ impl Program {
         self.tells_policy
     }
 
+    /// What records say, where an AuditPolicy asks for other than the default.
+    pub fn recording(&self) -> Option<&Recording> {
+        self.recording.as_ref()
+    }
+
     /// `request`, with its verified `token`, as rules see it.
     pub(crate) fn facts<'a>(&self, request: &'a Request<'a>, token: Option<&'a Token>) -> Facts<'a> {
         Facts {
@@ -171,6 +179,12 @@ impl Program {
     /// operations: takes tokens off that are not to be forwarded, and sets the headers that only tokens may set.
     pub fn edit(&self, token: Option<&Token>, request: &mut impl EditRequest) {
         self.authentication.edit(token, request);
+    }
+
+    /// The headers of a request with this verified token, or without one, as the application will get them: those that
+    /// only tokens may set are not what the caller sent.
+    pub fn verified_headers<'a>(&'a self, headers: &'a dyn Headers, token: Option<&'a Token>) -> impl Headers + 'a {
+        VerifiedHeaders::new(headers, &self.authentication, token)
     }
 
     /// `path_and_query` as it may be recorded: without tokens in its query.

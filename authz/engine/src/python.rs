@@ -10,7 +10,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::counters::{self, Counters};
-use crate::record::{self, Field, Fields, Kind, Position, RecordError, Type};
+use crate::record::{self, Field, Fields, Kind, Position, RecordError, State, Type};
 use crate::request::{EditRequest, HeaderList, Headers, Request};
 use crate::{
     Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Revocations, Source,
@@ -317,12 +317,23 @@ struct PyRecord {
     body: Py<PyBytes>,
     link: Py<PyBytes>,
     fields: Py<PyDict>,
+    redacted: Vec<&'static str>,
+    hashed: Vec<&'static str>,
 }
 
 impl PyRecord {
     fn of(py: Python<'_>, record: &record::Record<'_>) -> PyResult<Self> {
         let fields = PyDict::new(py);
-        for (field, value) in record.fields().map_err(refused)? {
+        let (mut redacted, mut hashed) = (Vec::new(), Vec::new());
+        for (field, state, value) in record.states().map_err(refused)? {
+            match state {
+                State::Present => {}
+                State::Hashed => hashed.push(field.name()),
+                State::Redacted => {
+                    redacted.push(field.name());
+                    continue;
+                }
+            }
             match field.value_type() {
                 Type::Number => fields.set_item(field.name(), record::number(value))?,
                 Type::Text | Type::Bytes => fields.set_item(field.name(), PyBytes::new(py, value))?,
@@ -336,6 +347,8 @@ impl PyRecord {
             body: PyBytes::new(py, record.body).unbind(),
             link: PyBytes::new(py, &record.link).unbind(),
             fields: fields.unbind(),
+            redacted,
+            hashed,
         })
     }
 }

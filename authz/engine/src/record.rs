@@ -188,9 +188,23 @@ impl Field {
 /// Whether a field's value is there, and if not, why. A field that is absent is not written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
-enum State {
+pub enum State {
+    /// The value is written.
     Present = 1,
+    /// There is a value, and it is left out.
+    Redacted = 2,
+    /// A keyed hash stands for the value.
+    Hashed = 3,
 }
+
+impl State {
+    fn from_byte(byte: u8) -> Option<Self> {
+        [Self::Present, Self::Redacted, Self::Hashed].into_iter().find(|state| *state as u8 == byte)
+    }
+}
+
+/// A field, its state, and its value.
+pub type Stated<'a> = (Field, State, &'a [u8]);
 
 /// Writes the fields of one record.
 pub struct Fields<'a>(&'a mut Vec<u8>);
@@ -200,9 +214,24 @@ impl Fields<'_> {
     /// request costs more than a call.
     #[inline(never)]
     pub fn bytes(&mut self, field: Field, value: &[u8]) {
+        self.write(field, State::Present, value);
+    }
+
+    #[inline(always)] // into `bytes`, as it always was
+    fn write(&mut self, field: Field, state: State, value: &[u8]) {
         let [a, b, c, d] = (value.len() as u32).to_le_bytes();
-        self.0.extend_from_slice(&[field as u8, State::Present as u8, a, b, c, d]);
+        self.0.extend_from_slice(&[field as u8, state as u8, a, b, c, d]);
         self.0.extend_from_slice(value);
+    }
+
+    /// Writes that there is a value, and not which.
+    pub fn redacted(&mut self, field: Field) {
+        self.write(field, State::Redacted, b"");
+    }
+
+    /// Writes a keyed hash that stands for the value.
+    pub fn hashed(&mut self, field: Field, hash: &[u8]) {
+        self.write(field, State::Hashed, hash);
     }
 
     /// Writes text or bytes, if there are any.
@@ -218,31 +247,37 @@ impl Fields<'_> {
     }
 
     /// Writes what [`encode`] encoded.
-    pub(crate) fn encoded(&mut self, fields: &[u8]) {
+    pub fn encoded(&mut self, fields: &[u8]) {
         self.0.extend_from_slice(fields);
     }
 }
 
-/// Encodes fields once that many records will have.
-pub(crate) fn encode(fill: impl FnOnce(&mut Fields<'_>)) -> Box<[u8]> {
+/// Encodes fields once: those that many records will have, or that are to be written later.
+pub fn encode(fill: impl FnOnce(&mut Fields<'_>)) -> Box<[u8]> {
     let mut fields = Vec::new();
     fill(&mut Fields(&mut fields));
     fields.into()
 }
 
-/// Reads fields, in the order written. Those of tags that this schema lacks are passed over.
-pub(crate) fn read_fields(mut rest: &[u8]) -> Result<Vec<(Field, &[u8])>, RecordError> {
+/// Reads the fields that say something, in the order written.
+pub(crate) fn read_fields(fields: &[u8]) -> Result<Vec<(Field, &[u8])>, RecordError> {
+    let said = |(field, state, value)| (state != State::Redacted).then_some((field, value));
+    Ok(read_states(fields)?.into_iter().filter_map(said).collect())
+}
+
+/// Reads fields, in the order written. Those of tags and states that this schema lacks are passed over.
+fn read_states(mut rest: &[u8]) -> Result<Vec<Stated<'_>>, RecordError> {
     let malformed = |reason| RecordError::Malformed { offset: 0, reason };
     let mut fields = Vec::new();
     while !rest.is_empty() {
         let (head, tail) = rest.split_at_checked(6).ok_or(malformed("a field is cut short"))?;
         let length = u32::from_le_bytes([head[2], head[3], head[4], head[5]]) as usize;
         let (value, tail) = tail.split_at_checked(length).ok_or(malformed("a value is cut short"))?;
-        if let Some(field) = Field::from_tag(head[0]) {
-            if field.value_type() == Type::Number && value.len() != 8 {
+        if let (Some(field), Some(state)) = (Field::from_tag(head[0]), State::from_byte(head[1])) {
+            if field.value_type() == Type::Number && (state != State::Present || value.len() != 8) {
                 return Err(malformed("a number does not have 8 bytes"));
             }
-            fields.push((field, value));
+            fields.push((field, state, value));
         }
         rest = tail;
     }
@@ -355,12 +390,21 @@ impl<'a> Record<'a> {
         number(&self.body[12..20])
     }
 
-    /// The fields, in the order written. Those of tags that this schema lacks are passed over.
+    /// The fields that say something, in the order written; the hash of one that is hashed. Those of tags and states
+    /// that this schema lacks are passed over.
     ///
     /// # Errors
     /// A field that reaches beyond the body.
     pub fn fields(&self) -> Result<Vec<(Field, &'a [u8])>, RecordError> {
         read_fields(&self.body[BODY_HEADER_BYTES..])
+    }
+
+    /// The fields, each with its state; of one that is redacted the value is empty.
+    ///
+    /// # Errors
+    /// As [`Self::fields`].
+    pub fn states(&self) -> Result<Vec<Stated<'a>>, RecordError> {
+        read_states(&self.body[BODY_HEADER_BYTES..])
     }
 }
 
@@ -437,6 +481,37 @@ mod tests {
         let fields = records[1].fields().expect("fields");
         assert_eq!(fields[0], (Field::Path, &b"/\xff\0'; DROP TABLE records; --"[..]));
         assert_eq!((fields[1].0, number(fields[1].1)), (Field::Status, 200));
+    }
+
+    #[test]
+    fn what_is_left_out_or_hashed_says_so() {
+        let mut frame = Vec::new();
+        Position::default().write(&mut frame, Kind::Decision, 1, |fields| {
+            fields.bytes(Field::Path, b"/a");
+            fields.redacted(Field::Query);
+            fields.hashed(Field::TokenSubject, b"00ff");
+            fields.encoded(&[Field::Host as u8, 9, 1, 0, 0, 0, b'h']);
+        });
+        let (record, _) = read_frame(&frame).expect("a frame").expect("whole");
+        let states = [
+            (Field::Path, State::Present, &b"/a"[..]),
+            (Field::Query, State::Redacted, b""),
+            (Field::TokenSubject, State::Hashed, b"00ff"),
+        ];
+        assert_eq!(record.states().expect("fields"), states, "a state of a later schema is passed over");
+        assert_eq!(
+            record.fields().expect("fields"),
+            [(Field::Path, &b"/a"[..]), (Field::TokenSubject, b"00ff")],
+            "what is redacted says nothing"
+        );
+    }
+
+    #[test]
+    fn a_number_is_neither_redacted_nor_hashed() {
+        for (state, length) in [(1, 7_u8), (2, 0), (3, 8)] {
+            let field = [&[Field::Status as u8, state, length, 0, 0, 0][..], &vec![0; usize::from(length)]].concat();
+            assert!(read_states(&field).is_err(), "{state} {length}");
+        }
     }
 
     #[test]

@@ -66,6 +66,15 @@ impl Shadow {
         record::read_fields(&self.0)
     }
 
+    /// Whether an AUDIT policy matched, or policies on trial would have denied.
+    pub fn stands_out(&self) -> bool {
+        let says = |(field, value): &(Field, &[u8])| match field {
+            Field::DryRunDeny | Field::DryRunAllow => *value == b"deny",
+            field => *field == Field::AuditRules,
+        };
+        self.fields().is_ok_and(|fields| fields.iter().any(says))
+    }
+
     /// How many bytes it takes.
     pub(crate) fn bytes(&self) -> usize {
         self.0.len()

@@ -112,7 +112,13 @@ class Record:
     @property
     def link(self) -> bytes: ...
     @property
-    def fields(self) -> dict[str, bytes | int]: ...
+    def fields(self) -> dict[str, bytes | int]:
+        """Of one that is hashed, the hash; without those that are redacted."""
+
+    @property
+    def redacted(self) -> list[str]: ...
+    @property
+    def hashed(self) -> list[str]: ...
 
 @final
 class SpoolUsage:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from peltast.policies.kinds.audit import AuditPolicySpec
+from peltast.policies.kinds.audit import AuditPolicySpec, Chosen, Detail, Record, Treatment, claim_path
 from peltast.policies.kinds.authorization import (
     Action,
     AuthorizationPolicySpec,
@@ -66,6 +66,7 @@ def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
                 authentication(rule, key_set_name(resource, index), require=resource.spec.require)
                 for resource, index, rule in jwt_rules(snapshot, workload)
             ],
+            **({"recording": said} if (said := recording(workload.record)) else {}),
             "rego": [rego_policy(snapshot.rego[name]) for name in providers(policies)],
             "policies": [
                 policy(resource, trust_domains, snapshot.target_ports(resource, workload)) for resource in policies
@@ -85,6 +86,32 @@ def tells_policy(snapshot: Snapshot, workload: Workload) -> bool:
     """Whether whoever is denied learns the policy's name: there is an AuditPolicy for `workload`, and each says so."""
     says = [resource.spec.denials.policy_name for resource in snapshot.applying_to(workload, AuditPolicySpec)]
     return bool(says) and all(says)
+
+
+def recording(record: Record) -> Json:
+    """What records leave out and what they have more, but for the defaults."""
+    treatments = {
+        "query": record.query,
+        "token_subject": record.token_subject,
+        "source_address": record.source_address,
+    }
+    chosen = {"headers": [chosen_header(each) for each in record.headers or []]}
+    chosen["claims"] = [chosen_claim(each) for each in record.claims or []]
+    return {
+        **{name: how.value for name, how in treatments.items() if how not in (None, Treatment.KEEP)},
+        **{name: all_ for name, all_ in chosen.items() if all_},
+        **({"allowed": record.allowed.value} if record.allowed is Detail.SUMMARY else {}),
+    }
+
+
+def chosen_header(header: Chosen) -> Json:
+    """A header that is recorded."""
+    return {"name": header.name.lower(), "as": header.as_.value}
+
+
+def chosen_claim(claim: Chosen) -> Json:
+    """A claim that is recorded, by the names that lead to it."""
+    return {"path": claim_path(claim.name), "as": claim.as_.value}
 
 
 def compile_keys(snapshot: Snapshot, workload: Workload, fetched: Mapping[KeySource, Json]) -> bytes:

@@ -12,8 +12,9 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import TypeVar
 
+from peltast.policies.audit_policies import AuditPolicies, token_header_problems
 from peltast.policies.connections import connection_problems
-from peltast.policies.kinds.audit import AuditPolicySpec
+from peltast.policies.kinds.audit import AuditPolicySpec, Record
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
 from peltast.policies.kinds.peer_authentication import MtlsMode, PeerAuthenticationSpec
@@ -74,6 +75,8 @@ class Workload:
     ports: tuple[ServicePort, ...]
     mtls: Mapping[int, MtlsMode]
     """What each port takes from peers, by the port that they connect to."""
+    record: Record = field(default_factory=Record)
+    """What its sidecar's audit records say."""
     command: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     routes: tuple[Route, ...] = ()
@@ -187,7 +190,7 @@ def load(files: Files, trust_domain: str, number: int) -> Snapshot:
     if loader.problems:
         raise InvalidConfiguration(loader.problems)
     snapshot = Snapshot(number, trust_domain, tuple(resources), rego, workloads)
-    if problems := _connection_problems(snapshot):
+    if problems := [*_connection_problems(snapshot), *token_header_problems(snapshot)]:
         raise InvalidConfiguration(problems)
     return snapshot
 
@@ -247,6 +250,7 @@ class _Linker:
         self.problems: list[Problem] = []
         root_namespace = mesh_settings(resources).root_namespace
         self.peers = PeerAuthentications(tuple(self.of(PeerAuthenticationSpec).values()), root_namespace)
+        self.audit = AuditPolicies(tuple(self.of(AuditPolicySpec).values()), root_namespace)
 
     def of(self, spec: type[S]) -> dict[str, Resource[S]]:
         found = (resource for resource in self.resources if isinstance(resource.spec, spec))
@@ -326,6 +330,7 @@ class _Linker:
         plain = {name: self.plain_workload(entry, registrations.get(name)) for name, entry in entries.items()}
         self.check_addresses(entries, plain)
         self.problems += self.peers.problems(list(plain.values()))
+        self.problems += self.audit.problems(plain.values())
         linked = {name: self.routed(plain[name], registration, plain) for name, registration in registrations.items()}
         return {**plain, **linked}
 
@@ -360,6 +365,7 @@ class _Linker:
             trust_domain=self.trust_domain,
             ports=ports,
             mtls={port.port: self.peers.mode(entry.namespace, labels, port.target_port) for port in ports},
+            record=self.audit.record(entry.namespace, labels),
             command=tuple(registration.spec.command) if registration else (),
             environment=registration.spec.environment if registration else {},
         )

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use peltast_engine::record::{Field, Fields, Kind};
+use peltast_engine::recording::{Recorder, Recording, Treatment};
 use peltast_engine::token::path_without_token;
 use peltast_engine::Decision;
 
 use crate::abi;
+use crate::config::{hasher, newest_program};
 use crate::connection;
 use crate::envoy::LogEntry;
+use crate::summary::Counted;
 use crate::worker::{self, Ended, Now, Worker};
 
 /// What records say of a connection without TLS. Istio's word for it.
@@ -19,8 +22,9 @@ pub(crate) const PLAINTEXT: &str = "none";
 pub(crate) enum Logger {
     /// Of the connection manager that takes requests from peers.
     Inbound,
-    /// Of the connection manager that takes requests from the application.
-    Outbound,
+    /// Of the connection manager that takes requests from the application, and how their queries are recorded: it has
+    /// no filter that would tell.
+    Outbound(Treatment),
     /// Of a listener that takes TLS connections from peers.
     Listener,
     /// Of the listener that takes connections without requests from peers.
@@ -30,10 +34,12 @@ pub(crate) enum Logger {
 }
 
 impl Logger {
-    pub(crate) fn parse(name: &[u8]) -> Option<Self> {
+    /// The one of this name and configuration.
+    pub(crate) fn parse(name: &[u8], config: &[u8]) -> Option<Self> {
         match name {
             b"inbound" => Some(Self::Inbound),
-            b"outbound" => Some(Self::Outbound),
+            b"outbound" if config.is_empty() => Some(Self::Outbound(Treatment::Keep)),
+            b"outbound" => Treatment::parse(config).map(Self::Outbound),
             b"listener" => Some(Self::Listener),
             b"inbound-connection" => Some(Self::InboundConnection),
             b"outbound-connection" => Some(Self::OutboundConnection),
@@ -45,11 +51,16 @@ impl Logger {
     pub(crate) fn log(self, entry: &LogEntry) {
         worker::with(|worker| match self {
             Self::Inbound => {
-                let ended = worker.ended.take();
-                record(worker, entry, Kind::End, |fields| fill_end(fields, entry, ended.as_ref()));
+                match worker.ended.take() {
+                    Some(Ended::Counted(counted)) => log_counted(worker, entry, &counted),
+                    Some(Ended::Recorded { decision, by }) => log_end(worker, entry, Some(decision), by.as_deref()),
+                    None => log_end(worker, entry, None, None),
+                }
                 worker.publish_counters();
             }
-            Self::Outbound => record(worker, entry, Kind::Outbound, |fields| fill_outbound(fields, entry)),
+            Self::Outbound(query) => {
+                record(worker, entry, Kind::Outbound, |fields| fill_outbound(fields, entry, query));
+            }
             Self::Listener => log_refusal(worker, entry),
             Self::InboundConnection => match connection::left_for_log(entry) {
                 Some(decision) => {
@@ -62,6 +73,18 @@ impl Logger {
                 record(worker, entry, Kind::Outbound, |fields| fill_outbound_connection(fields, entry));
             }
         });
+    }
+}
+
+fn log_end(worker: &mut Worker, entry: &LogEntry, decision: Option<u64>, by: Option<&Decision>) {
+    record(worker, entry, Kind::End, |fields| fill_end(fields, entry, decision, by));
+}
+
+/// A request that cannot be counted is recorded whole.
+fn log_counted(worker: &mut Worker, entry: &LogEntry, counted: &Counted) {
+    if !worker.count(counted, entry) {
+        let decision = worker.record_counted(|| entry.worker_index(), counted);
+        log_end(worker, entry, decision, None);
     }
 }
 
@@ -78,22 +101,36 @@ fn record(worker: &mut Worker, entry: &LogEntry, kind: Kind, fill: impl FnOnce(&
 
 /// The end of a request with a decision names the decision and says no more of the request, but why it was ended if a
 /// later decision did that; the end of one without (malformed, or before any program) says what is known of it.
-fn fill_end(fields: &mut Fields<'_>, entry: &LogEntry, ended: Option<&Ended>) {
-    match ended {
-        Some(Ended { decision, by }) => {
-            fields.number(Field::DecisionSequence, *decision);
+fn fill_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Option<u64>, by: Option<&Decision>) {
+    match decision {
+        Some(sequence) => {
+            fields.number(Field::DecisionSequence, sequence);
             if let Some(by) = by {
                 fill_ended_by(fields, by);
             }
         }
-        None => {
-            fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
-            fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
+        None => as_told(|recorder| {
+            fill_source(fields, entry, recorder);
             fields.optional(Field::ConnectionSecurityPolicy, (!entry.is_tls()).then_some(PLAINTEXT));
-            fill_request(fields, entry);
-        }
+            fill_request(fields, entry, recorder);
+        }),
     }
     fill_result(fields, entry);
+}
+
+/// Fills in what never came to a filter as the newest program says; before the first, without all that any may leave
+/// out.
+fn as_told(fill: impl FnOnce(&Recorder<'_>)) {
+    let (program, unknown, everything) = (newest_program(), Recording::unknown(), Recording::default());
+    let recording = program.as_ref().map_or(&unknown, |program| program.recording().unwrap_or(&everything));
+    fill(&recording.recorder(hasher()));
+}
+
+fn fill_source(fields: &mut Fields<'_>, entry: &LogEntry, recorder: &Recorder<'_>) {
+    fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
+    if let Some(address) = entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS) {
+        recorder.source_address(fields, address);
+    }
 }
 
 fn fill_ended_by(fields: &mut Fields<'_>, decision: &Decision) {
@@ -107,9 +144,9 @@ fn fill_ended_by(fields: &mut Fields<'_>, decision: &Decision) {
     fields.bytes(Field::Program, &decision.program.0);
 }
 
-fn fill_outbound(fields: &mut Fields<'_>, entry: &LogEntry) {
+fn fill_outbound(fields: &mut Fields<'_>, entry: &LogEntry, query: Treatment) {
     fields.optional(Field::DestinationPrincipal, entry.upstream_uri_sans());
-    fill_request(fields, entry);
+    fill_request(fields, entry, &Recording::of_query(query).recorder(hasher()));
     fill_result(fields, entry);
     fields.optional(Field::Detail, entry.upstream_failure());
 }
@@ -118,10 +155,7 @@ fn fill_outbound(fields: &mut Fields<'_>, entry: &LogEntry) {
 fn fill_connection_end(fields: &mut Fields<'_>, entry: &LogEntry, decision: Option<u64>, by: Option<Arc<Decision>>) {
     match decision {
         Some(sequence) => fields.number(Field::DecisionSequence, sequence),
-        None => {
-            fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
-            fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
-        }
+        None => as_told(|recorder| fill_source(fields, entry, recorder)),
     }
     if let Some(by) = by {
         fill_ended_by(fields, &by);
@@ -138,18 +172,19 @@ fn fill_outbound_connection(fields: &mut Fields<'_>, entry: &LogEntry) {
 }
 
 fn fill_refusal(fields: &mut Fields<'_>, entry: &LogEntry, failure: &[u8]) {
-    fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
+    as_told(|recorder| fill_source(fields, entry, recorder));
     fields.optional(Field::SourceSerial, entry.peer_serial());
-    fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
     fields.bytes(Field::Effect, b"deny");
     fields.bytes(Field::Reason, refusal_reason(failure).as_bytes());
     fields.bytes(Field::Detail, failure);
 }
 
-fn fill_request(fields: &mut Fields<'_>, entry: &LogEntry) {
+fn fill_request(fields: &mut Fields<'_>, entry: &LogEntry, recorder: &Recorder<'_>) {
     fields.optional(Field::Method, entry.request_header(":method"));
     fields.optional(Field::Host, entry.request_header(":authority"));
-    fields.optional(Field::Path, entry.request_header(":path").map(path_without_token));
+    if let Some(path) = entry.request_header(":path") {
+        recorder.path(fields, &path_without_token(path));
+    }
     fields.optional(Field::RequestId, entry.request_header("x-request-id"));
     fields.optional(Field::TraceParent, entry.request_header("traceparent"));
 }

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 
 use flate2::read::ZlibDecoder;
 use peltast_engine::counters::CounterFile;
+use peltast_engine::recording::Hasher;
 use peltast_engine::usage::Usage;
 use peltast_engine::{KeySets, Program, Revocations, Trust};
 
@@ -18,6 +19,8 @@ use crate::live;
 const SPOOL_VARIABLE: &str = "PELTAST_SPOOL";
 /// Bytes that the sidecar's spools may hold before requests are denied.
 const SPOOL_BYTES_VARIABLE: &str = "PELTAST_SPOOL_BYTES";
+/// Where the agent leaves the mesh's key for hashes, below the spool's folder.
+const HASH_KEY_FILE: &str = "hash-key";
 const DEFAULT_SPOOL_BYTES: u64 = 256 * 1024 * 1024;
 /// Longest document; see `MAX_MESSAGE_BYTES` of the control plane.
 const MAX_DOCUMENT_BYTES: u64 = 64 * 1024 * 1024;
@@ -84,6 +87,7 @@ impl Workload {
         static ALL: Mutex<Vec<(String, &'static Workload)>> = Mutex::new(Vec::new());
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
         let (principal, program) = (program.principal().to_owned(), Arc::new(program));
+        *NEWEST.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&program));
         if let Some((_, known)) = all.iter().find(|(name, _)| *name == principal) {
             *known.0.write().unwrap_or_else(PoisonError::into_inner) = program;
             return known;
@@ -97,6 +101,13 @@ impl Workload {
     pub(crate) fn program(&self) -> Arc<Program> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
+}
+
+static NEWEST: RwLock<Option<Arc<Program>>> = RwLock::new(None);
+
+/// The program that came last, for what never came to a filter; none before the first.
+pub(crate) fn newest_program() -> Option<Arc<Program>> {
+    NEWEST.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
 /// What tokens are trusted by: the key sets and revocations in force.
@@ -155,6 +166,24 @@ pub(crate) struct SpoolRoot {
 pub(crate) fn spool_root() -> Result<&'static SpoolRoot, &'static str> {
     static ROOT: OnceLock<Result<SpoolRoot, String>> = OnceLock::new();
     ROOT.get_or_init(open_spool_root).as_ref().map_err(String::as_str)
+}
+
+/// What values are hashed by in records; none without the mesh's key.
+pub(crate) fn hasher() -> Option<&'static Hasher> {
+    static HASHER: OnceLock<Option<Hasher>> = OnceLock::new();
+    HASHER.get_or_init(|| hash_key().map(Hasher::new)).as_ref()
+}
+
+/// Whether what `program` wants hashed in records can be.
+pub(crate) fn can_hash(program: &Program) -> bool {
+    program.recording().is_none_or(|recording| !recording.hashes() || hasher().is_some())
+}
+
+/// The mesh's key for hashes, as the agent left it.
+fn hash_key() -> Option<&'static [u8; 32]> {
+    static KEY: OnceLock<Option<[u8; 32]>> = OnceLock::new();
+    let read = || std::fs::read(spool_root().ok()?.folder.join(HASH_KEY_FILE)).ok()?.try_into().ok();
+    KEY.get_or_init(read).as_ref()
 }
 
 fn open_spool_root() -> Result<SpoolRoot, String> {

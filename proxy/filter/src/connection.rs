@@ -6,7 +6,7 @@ use std::sync::Arc;
 use peltast_engine::record::Kind;
 use peltast_engine::{Answer, Decision, Effect, KeySets, Program, Reason, Request, Revocations, Trust, Verdict};
 
-use crate::config::{generation, Workload};
+use crate::config::{can_hash, generation, Workload};
 use crate::downstream::Downstream;
 use crate::envoy::LogEntry;
 use crate::live::Validity;
@@ -112,6 +112,7 @@ impl ConnectionState {
             return self.refuse(connection, Reason::SpoolUnavailable, &downstream, now);
         }
         match downstream.check(&self.program, now.ms()) {
+            Ok(()) if !can_hash(&self.program) => self.refuse(connection, Reason::NotReady, &downstream, now),
             Ok(()) => {
                 let answer = self.ask_policies(&downstream, now);
                 self.conclude(connection, &answer, &downstream, now)

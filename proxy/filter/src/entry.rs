@@ -305,10 +305,10 @@ unsafe fn callout_answer(result: u32, headers: &[Header], body: &[Buffer]) -> Re
 unsafe extern "C" fn envoy_dynamic_module_on_access_logger_config_new(
     _config: Handle,
     name: Buffer,
-    _bytes: Buffer,
+    config: Buffer,
 ) -> *const c_void {
     // SAFETY: Envoy's bytes, during this call.
-    match guarded(|| Logger::parse(unsafe { name.bytes() }), || None) {
+    match guarded(|| Logger::parse(unsafe { name.bytes() }, unsafe { config.bytes() }), || None) {
         Some(logger) => Box::into_raw(Box::new(logger)).cast(),
         None => std::ptr::null(),
     }

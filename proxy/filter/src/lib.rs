@@ -26,4 +26,5 @@ mod outcome;
 mod panic_for_tests;
 mod received;
 mod stream;
+mod summary;
 mod worker;

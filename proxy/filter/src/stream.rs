@@ -6,16 +6,18 @@ use std::sync::Arc;
 
 use peltast_engine::path::Normalization;
 use peltast_engine::record::{Field, Fields, Kind};
+use peltast_engine::recording::Recorder;
 use peltast_engine::{Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Token, Verdict};
 
 use crate::abi;
 use crate::callout;
-use crate::config::{generation, trusted, Trusted, Workload};
+use crate::config::{can_hash, generation, hasher, trusted, Trusted, Workload};
 use crate::downstream::Downstream;
 use crate::envoy::Stream;
 use crate::live::Validity;
 use crate::outcome::{decided_by, Outcome};
 use crate::received::{Changed, Edited, Received};
+use crate::summary::Counted;
 use crate::worker::{self, Ended, Now, Worker};
 
 /// The cluster by which the check service is reached.
@@ -29,6 +31,8 @@ pub(crate) struct StreamState {
     generation: u64,
     /// Sequence of the decision record, once it is written.
     recorded: Option<u64>,
+    /// Instead of that record, where the request is only counted. Boxed: few programs count.
+    counted: Option<Box<Counted>>,
     response_headers: Vec<(String, String)>,
     /// Boxed: few streams ask.
     question: Option<Box<Asked>>,
@@ -84,6 +88,7 @@ impl StreamState {
             program: workload.program(),
             generation,
             recorded: None,
+            counted: None,
             response_headers: Vec::new(),
             question: None,
             peer_ends_ms: 0,
@@ -121,7 +126,7 @@ impl StreamState {
         let decision = Arc::new(decision.unwrap_or_else(|detail| asked.question.unanswered(detail)));
         asked.settle(&decision);
         if self.place.is_some() {
-            return self.uphold(decision);
+            return self.uphold(stream, decision);
         }
         let answer = self.conclude(stream, decision, asked.question);
         self.carry_out(stream, &answer)
@@ -140,7 +145,8 @@ impl StreamState {
 
     /// Leaves word for the access logger, and does not leave others waiting.
     pub(crate) fn on_complete(&mut self) {
-        let ended = self.recorded.map(|decision| Ended { decision, by: self.ended_by.take() });
+        let recorded = |decision| Ended::Recorded { decision, by: self.ended_by.take() };
+        let ended = self.recorded.map(recorded).or_else(|| self.counted.take().map(Ended::Counted));
         worker::with(|worker| worker.ended = ended);
         self.give_up_asking();
     }
@@ -149,7 +155,7 @@ impl StreamState {
     pub(crate) fn on_panic(&mut self, stream: &mut Stream) -> Next {
         worker::with(Worker::recover);
         if self.place.is_some() {
-            return self.end(Reason::InternalError);
+            return self.end(stream, Reason::InternalError);
         }
         let downstream = downstream(stream);
         let answer = self.refuse(stream, Reason::InternalError, &downstream, Now::read());
@@ -164,9 +170,9 @@ impl StreamState {
         let downstream = downstream(stream);
         self.peer_ends_ms = downstream.ends_ms();
         if let Err(reason) = downstream.check(&self.program, now.ms()) {
-            return self.end(reason);
+            return self.end(stream, reason);
         }
-        let Some(trusted) = trusted() else { return self.end(Reason::NotReady) };
+        let Some(trusted) = self.trusted() else { return self.end(stream, Reason::NotReady) };
         let received = Received { stream, changed: &self.changed };
         let mut request = request(stream, &received, &downstream);
         if let (Some(http), Some(path)) = (&mut request.http, self.changed.path()) {
@@ -180,7 +186,7 @@ impl StreamState {
             Verdict::Decided(answer) => {
                 self.token_ends_ms = ends_ms(answer.token.as_ref());
                 self.token = answer.token.or(self.token.take()); // its text may be gone, and it counts again later
-                self.uphold(answer.decision)
+                self.uphold(stream, answer.decision)
             }
             Verdict::Ask(question) => {
                 self.token_ends_ms = ends_ms(question.token.as_ref());
@@ -189,7 +195,7 @@ impl StreamState {
                         self.question = Some(asked);
                         Next::Wait
                     }
-                    Err((_, decision)) => self.uphold(decision),
+                    Err((_, decision)) => self.uphold(stream, decision),
                 }
             }
         }
@@ -205,17 +211,26 @@ impl StreamState {
         self.program = self.workload.program();
     }
 
-    fn uphold(&mut self, decision: Arc<Decision>) -> Next {
+    /// What tokens are trusted by; none where that, or what records are written with, is missing.
+    fn trusted(&self) -> Option<Arc<Trusted>> {
+        trusted().filter(|_| can_hash(&self.program))
+    }
+
+    fn uphold(&mut self, stream: &Stream, decision: Arc<Decision>) -> Next {
         if decision.effect == Effect::Allow {
             return Next::Wait;
+        }
+        if let (Some(counted), None) = (&self.counted, self.recorded) {
+            // Its end says why it ended, and refers to this.
+            self.recorded = worker::with(|worker| worker.record_counted(|| stream.worker_index(), counted));
         }
         let reason = decision.reason;
         self.ended_by = Some(decision);
         Next::Reset(reason)
     }
 
-    fn end(&mut self, reason: Reason) -> Next {
-        self.uphold(Arc::new(Decision::without_policy(Effect::Deny, reason, self.program.hash())))
+    fn end(&mut self, stream: &Stream, reason: Reason) -> Next {
+        self.uphold(stream, Arc::new(Decision::without_policy(Effect::Deny, reason, self.program.hash())))
     }
 
     fn next(&mut self, stream: &mut Stream, step: Step) -> Next {
@@ -236,7 +251,7 @@ impl StreamState {
         if let Err(reason) = downstream.check(&self.program, now.ms()) {
             return Step::Concluded(self.refuse(stream, reason, &downstream, now));
         }
-        let Some(trusted) = trusted() else {
+        let Some(trusted) = self.trusted() else {
             return Step::Concluded(self.refuse(stream, Reason::NotReady, &downstream, now));
         };
         let request = request(stream, stream, &downstream);
@@ -269,7 +284,7 @@ impl StreamState {
         let now = Now::read();
         let answer = Answer { decision, cached: false, token: question.token };
         let downstream = downstream(stream);
-        match (downstream.check(&self.program, now.ms()), trusted()) {
+        match (downstream.check(&self.program, now.ms()), self.trusted()) {
             (Ok(()), Some(trusted)) => self.record(stream, answer, &downstream, &trusted, now),
             (Err(reason), _) => self.refuse(stream, reason, &downstream, now),
             (_, None) => self.refuse(stream, Reason::NotReady, &downstream, now),
@@ -292,6 +307,10 @@ impl StreamState {
             token: answer.token.as_deref(),
             trusted: Some(trusted),
         };
+        self.counted = self.to_be_counted(stream, &outcome, now);
+        if self.counted.is_some() {
+            return answer;
+        }
         self.recorded = self.write(stream, &outcome, now);
         if self.recorded.is_some() {
             return answer;
@@ -308,6 +327,13 @@ impl StreamState {
         Answer { decision: Arc::new(decision), cached: false, token: None }
     }
 
+    /// Where allowed requests are counted: what of this one is to be remembered until it is over.
+    fn to_be_counted(&self, stream: &Stream, outcome: &Outcome<'_>, now: Now) -> Option<Box<Counted>> {
+        self.program.recording().filter(|recording| recording.counts(outcome.decision))?;
+        let method = stream.header(":method").unwrap_or_default();
+        Counted::new(outcome, &self.program, method, now, |fields| self.fill(fields, stream, outcome))
+    }
+
     fn write(&self, stream: &Stream, outcome: &Outcome<'_>, now: Now) -> Option<u64> {
         let index = || stream.worker_index();
         worker::with(|worker| worker.record(index, Kind::Decision, now, |fields| self.fill(fields, stream, outcome)))
@@ -316,14 +342,40 @@ impl StreamState {
     fn fill(&self, fields: &mut Fields<'_>, stream: &Stream, outcome: &Outcome<'_>) {
         outcome.fill_parties(fields, &self.program);
         fields.optional(Field::TokenIssuer, outcome.token.map(|token| &token.issuer));
-        fields.optional(Field::TokenSubject, outcome.token.map(|token| &token.subject));
         fields.optional(Field::Method, stream.header(":method"));
         fields.optional(Field::Host, stream.header(":authority"));
-        fields.optional(Field::Path, stream.header(":path").map(|path| self.program.path_without_tokens(path)));
+        let path = stream.header(":path").map(|path| self.program.path_without_tokens(path));
+        match self.program.recording() {
+            Some(recording) => {
+                self.fill_as_told(&recording.recorder(hasher()), fields, stream, outcome, path.as_deref())
+            }
+            None => {
+                fields.optional(Field::TokenSubject, outcome.token.map(|token| &token.subject));
+                fields.optional(Field::Path, path);
+            }
+        }
         fields.optional(Field::RequestId, stream.header("x-request-id"));
         fields.optional(Field::TraceParent, stream.header("traceparent"));
         fields.number(Field::Status, u64::from(outcome.decision.status));
         outcome.fill_decision(fields);
+    }
+
+    /// What an AuditPolicy says how to record.
+    fn fill_as_told(
+        &self,
+        recorder: &Recorder<'_>,
+        fields: &mut Fields<'_>,
+        stream: &Stream,
+        outcome: &Outcome<'_>,
+        path: Option<&[u8]>,
+    ) {
+        if let Some(token) = outcome.token {
+            recorder.token(fields, token);
+        }
+        if let Some(path) = path {
+            recorder.path(fields, path);
+        }
+        recorder.headers(fields, &self.program.verified_headers(stream, outcome.token));
     }
 
     /// Readies a decided request for the application, or says that it is to be answered here.

@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use peltast_engine::record::{Fields, Kind};
@@ -11,8 +11,9 @@ use peltast_engine::{Decider, Decision};
 
 use crate::config::spool_root;
 use crate::downstream::Connections;
-use crate::envoy::{warn, Scheduler};
+use crate::envoy::{warn, LogEntry, Scheduler};
 use crate::live::LiveList;
+use crate::summary::{Counted, Summaries};
 
 thread_local! {
     static WORKER: RefCell<Worker> = RefCell::new(Worker::new());
@@ -52,11 +53,16 @@ impl Now {
 }
 
 /// How a stream came to its end, left by the stream for the access logger that Envoy calls next.
-pub(crate) struct Ended {
-    /// Sequence of the stream's decision record.
-    pub(crate) decision: u64,
-    /// The later decision that ended it, where one did.
-    pub(crate) by: Option<Arc<Decision>>,
+pub(crate) enum Ended {
+    /// Its decision is on record.
+    Recorded {
+        /// Sequence of that record.
+        decision: u64,
+        /// The later decision that ended it, where one did.
+        by: Option<Arc<Decision>>,
+    },
+    /// It has no records of its own.
+    Counted(Box<Counted>),
 }
 
 pub(crate) struct Worker {
@@ -69,8 +75,9 @@ pub(crate) struct Worker {
     pub(crate) ended: Option<Ended>,
     /// Why connections were ended by a later decision, by the sequence of the one that let them through.
     pub(crate) ended_connections: HashMap<u64, Arc<Decision>>,
+    summaries: Arc<Mutex<Summaries>>,
     spool: Option<Spool>,
-    /// Envoy's number of this worker, once there is a spool.
+    /// Envoy's number of this worker, once something was recorded or counted.
     index: Option<u32>,
 }
 
@@ -83,6 +90,7 @@ impl Worker {
             waiting: HashMap::default(),
             ended: None,
             ended_connections: HashMap::new(),
+            summaries: Summaries::register(),
             spool: None,
             index: None,
         }
@@ -118,6 +126,18 @@ impl Worker {
             }
         };
         written.map_err(|error| warn(&format!("peltast: audit record not written: {error}"))).ok()
+    }
+
+    /// Writes the decision of a request that was to be counted.
+    pub(crate) fn record_counted(&mut self, worker_index: impl FnOnce() -> u32, counted: &Counted) -> Option<u64> {
+        self.record(worker_index, Kind::Decision, counted.came, |fields| fields.encoded(&counted.decision))
+    }
+
+    /// Counts a request that is over; false where there is no room for it.
+    pub(crate) fn count(&mut self, counted: &Counted, entry: &LogEntry) -> bool {
+        self.index.get_or_insert_with(|| entry.worker_index());
+        let mut summaries = self.summaries.lock().unwrap_or_else(PoisonError::into_inner);
+        summaries.count(counted, entry.status(), entry.bytes(), Now::read())
     }
 
     /// Shows what the caches did until now.

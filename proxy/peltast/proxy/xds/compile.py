@@ -31,6 +31,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 
 from peltast.authz.revision import Revision
+from peltast.policies.kinds.audit import Record, Treatment
 from peltast.policies.kinds.mesh import Normalization
 from peltast.policies.kinds.workload import TCP, ServicePort
 from peltast.policies.snapshot import Route, Workload
@@ -150,7 +151,7 @@ def outbound_listener(workload: Workload, route: Route, module: str, normalizati
         log = dynamic_module.access_log(module, "outbound-connection")
         terminal = proxy_filter(TcpProxy(stat_prefix=name, cluster=cluster, access_log=[log]))
     else:
-        log = dynamic_module.access_log(module, "outbound")
+        log = dynamic_module.access_log(module, "outbound", outbound_recording(workload.record))
         terminal = manager_filter(connection_manager(name, cluster, [], log, normalization))
     listener = Listener(
         name=name,
@@ -158,6 +159,11 @@ def outbound_listener(workload: Workload, route: Route, module: str, normalizati
         filter_chains=[FilterChain(filters=[terminal])],
     )
     return without_reuse_port(listener)
+
+
+def outbound_recording(record: Record) -> str:
+    """How the logger of outbound requests is to record queries, but for its default; it has no program to tell it."""
+    return record.query.value if record.query not in (None, Treatment.KEEP) else ""
 
 
 def without_reuse_port(listener: Listener) -> Listener:

@@ -46,6 +46,7 @@ _ACCESS_LOG_TYPE = "type.googleapis.com/envoy.extensions.access_loggers.dynamic_
 _FILTER_STATE_TYPE = "type.googleapis.com/envoy.extensions.filters.network.set_filter_state.v3.Config"
 
 _BYTES_TYPE = "type.googleapis.com/google.protobuf.BytesValue"
+_STRING_TYPE = "type.googleapis.com/google.protobuf.StringValue"
 
 _PEER_KEY = "peltast.dev.peer"
 _PEER_FORMAT = "%DOWNSTREAM_PEER_URI_SAN%|%DOWNSTREAM_PEER_CERT_V_END(%s)%|%DOWNSTREAM_PEER_SERIAL%"
@@ -93,9 +94,11 @@ def network_filter_by_ecds() -> Filter:
     return Filter(name=CONNECTION_PROGRAM, config_discovery=source)
 
 
-def access_log(module: str, name: str) -> AccessLog:
-    """The access logger `name`, which `proxy/filter/src/access_log.rs` knows."""
-    value = {"dynamic_module_config": {"name": module, "do_not_close": True}, "logger_name": name}
+def access_log(module: str, name: str, config: str = "") -> AccessLog:
+    """The access logger `name`, which `proxy/filter/src/access_log.rs` knows, and what it is told."""
+    value: dict[str, Any] = {"dynamic_module_config": {"name": module, "do_not_close": True}, "logger_name": name}
+    if config:
+        value["logger_config"] = {"@type": _STRING_TYPE, "value": config}
     return AccessLog(name=f"peltast-{name}", typed_config=_typed_struct(_ACCESS_LOG_TYPE, value))
 
 
