@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from functools import cache
 from typing import Any
 
@@ -10,33 +9,12 @@ import ocsf_json_schema
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support.rows import CATALOG, SPOOL, STOREFRONT, row
 
-from peltast.audit.columns import BYTES_FIELDS, COLUMNS, NUMBER_FIELDS, TEXT_FIELDS
+from peltast.audit.columns import BYTES_FIELDS, NUMBER_FIELDS, TEXT_FIELDS
 from peltast.audit.ocsf import CLASSES, OCSF_VERSION, PLACES, event
 
-STOREFRONT = "spiffe://mesh.example/ns/bookshop/sa/storefront"
-CATALOG = "spiffe://mesh.example/ns/bookshop/sa/catalog"
-SPOOL = bytes(range(16))
-NOTHING = dict.fromkeys((*COLUMNS, "namespace", "mac", "redacted", "hashed"))
 KINDS = ["genesis", "decision", "end", "refusal", "outbound", "act", "heartbeat", "close", "summary", "dropped", None]
-
-
-def row(**fields: Any) -> dict[str, Any]:
-    """A row of the store with `fields`, and nothing else that a record may leave out."""
-    own = {
-        "spool": SPOOL,
-        "sequence": 7,
-        "leaf": 41,
-        "owner": CATALOG,
-        "namespace": "bookshop",
-        "schema": 1,
-        "kind": "decision",
-        "time": datetime(2026, 11, 22, 0, 0, 1, 234567, UTC),
-        "time_ns": 1_795_305_601_234_567_891,
-        "body": b"body",
-        "link": b"\xab" * 32,
-    }
-    return {**NOTHING, **own, **fields}
 
 
 @cache

@@ -48,7 +48,9 @@ def kind(command: str) -> str:
     program, first = (*command.split(), "", "")[:2]
     name = Path(program).name
     if name == "peltast":
-        return {"up": "up", "demo": "demo", "token": "operate", "proxy": "operate"}.get(first, "plain")
+        return {"up": "up", "demo": "demo", "token": "operate", "proxy": "operate", "audit": "operate"}.get(
+            first, "plain"
+        )
     return name if name in ("make", "curl") else "plain"
 
 

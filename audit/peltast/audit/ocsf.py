@@ -163,9 +163,10 @@ def _put_column(made: dict[str, Any], kind: _Class, column: str, value: Any, row
 
 def _put(made: dict[str, Any], path: str, value: Any) -> None:
     *parents, name = path.split(".")
+    inner = made
     for parent in parents:
-        made = made.setdefault(parent, {})
-    made[name] = value
+        inner = inner.setdefault(parent, {})
+    inner[name] = value
 
 
 # From columns to attributes -------------------------------------------------------------------------------------------
@@ -201,7 +202,7 @@ def _action(value: str, _: Row) -> int:
 
 
 def _ip(value: str, _: Row) -> str | None:
-    host, _, port = value.rpartition(":")
+    host, port = value.rpartition(":")[::2]
     try:
         address = ipaddress.ip_address(host.removeprefix("[").removesuffix("]"))
     except ValueError:
