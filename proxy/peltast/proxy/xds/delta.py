@@ -55,6 +55,7 @@ class DeltaSession:
     def __init__(self) -> None:
         self._subscriptions: dict[str, _Subscription] = {}
         self._sent: dict[str, tuple[str, dict[str, str]]] = {}
+        self._refused: dict[tuple[str, str], str] = {}
         self._nonces = 0
 
     def on_request(self, request: DeltaDiscoveryRequest) -> Acknowledgement | None:
@@ -81,7 +82,25 @@ class DeltaSession:
         if sent is None:
             return None
         error = request.error_detail.message if request.HasField("error_detail") else None
-        return Acknowledgement(*sent, error)
+        type_url, versions = sent
+        for name, version in versions.items():
+            self._refused.pop((type_url, name), None)
+            if error is not None:
+                self._refused[type_url, name] = version
+        return Acknowledgement(type_url, versions, error)
+
+    def settled(self, resources: Resources) -> bool:
+        """Whether the client has said that it uses `resources`: all that it asked for, of every type that there is."""
+        asked = all(type_url in self._subscriptions for type_url, current in resources.items() if current)
+        return asked and not self._sent and all(self._uses(each, resources) for each in self._subscriptions)
+
+    def _uses(self, type_url: str, resources: Resources) -> bool:
+        subscription, current = self._subscriptions[type_url], resources.get(type_url, {})
+        return all(
+            subscription.known.get(name) == each.version != self._refused.get((type_url, name))
+            for name, each in current.items()
+            if subscription.wants(name)
+        )
 
     def responses(self, resources: Resources) -> Iterator[DeltaDiscoveryResponse]:
         """What the client must be sent so that it has `resources`, as far as it asked for them."""
