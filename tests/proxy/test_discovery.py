@@ -28,7 +28,9 @@ from peltast.proxy.xds.serve import AGGREGATED_DISCOVERY
 
 DEADLINE_SECONDS = 20.0
 MODULE = "peltast_filter_0123"
-STOREFRONT, LEDGER = (f"spiffe://mesh.example/ns/bookshop/sa/{name}" for name in ("storefront", "ledger"))
+STOREFRONT, LEDGER, REPORTS = (
+    f"spiffe://mesh.example/ns/bookshop/sa/{name}" for name in ("storefront", "ledger", "reports")
+)
 
 Compiled = Callable[..., Resources]
 
@@ -170,29 +172,30 @@ async def test_a_configuration_is_live_when_every_sidecar_uses_all_of_it(
     control: ControlPlane, revision: Revision, compiled: Compiled
 ) -> None:
     control.discovery.take(revision)
-    version = revision.snapshot.version
-    async with control.channel(LEDGER) as channel, control.channel(STOREFRONT) as other:
-        stream = open_stream(channel)
-        await acknowledge_all(stream, "bookshop/ledger-1", compiled)
-        await eventually(lambda: control.live == [(version, 1)])
-        late = open_stream(other)
-        await late.write(first_request("bookshop/storefront"))
-        await receive(late, 1)
-        changed = dataclasses.replace(
-            revision, snapshot=dataclasses.replace(revision.snapshot, trust_domain="other.example")
-        )
-        control.discovery.take(changed)
-        assert control.live == [(version, 1)], "one sidecar has not acknowledged what it was sent"
-        late.cancel()
-        await eventually(lambda: control.live == [(version, 1), (changed.snapshot.version, 1)])
-        control.discovery.take(changed)
+    first = revision.snapshot.version
+    async with control.channel(REPORTS) as channel, control.channel(STOREFRONT) as other:
+        reports, storefront = open_stream(channel), open_stream(other)
+        await acknowledge_all(reports, "bookshop/reports", compiled)
+        expected = sum(map(len, compiled("bookshop/reports", module=MODULE).values()))
+        await eventually(lambda: len(control.discovery.statuses) == expected)
+        assert control.live == [], "the storefront is registered, and away"
+        await acknowledge_all(storefront, "bookshop/storefront", compiled)
+        await eventually(lambda: control.live == [(first, 2)])
+        programs = {**revision.programs, "bookshop/storefront": b"{}"}
+        snapshot = dataclasses.replace(revision.snapshot, trust_domain="other.example")
+        control.discovery.take(dataclasses.replace(revision, snapshot=snapshot, programs=programs))
+        [response] = await receive(storefront, 1)
+        assert control.live == [(first, 2)], "the storefront has not acknowledged what it was sent"
+        await storefront.write(DeltaDiscoveryRequest(type_url=EXTENSION_CONFIG, response_nonce=response.nonce))
+        await eventually(lambda: control.live == [(first, 2), (snapshot.version, 2)])
+        control.discovery.take(dataclasses.replace(revision, snapshot=snapshot, programs=programs))
         assert len(control.live) == 2, "it is told once"
 
 
 async def acknowledge_all(stream: Any, node: str, compiled: Compiled) -> None:
     """Asks as Envoy does, and accepts everything."""
     resources = compiled(node, module=MODULE)
-    for type_url, names in resources.items():
+    for type_url, names in ((type_url, names) for type_url, names in resources.items() if names):
         request = first_request(node, type_url=type_url)
         if type_url == EXTENSION_CONFIG:
             request.resource_names_subscribe.extend(names)

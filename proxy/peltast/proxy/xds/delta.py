@@ -90,17 +90,14 @@ class DeltaSession:
         return Acknowledgement(type_url, versions, error)
 
     def settled(self, resources: Resources) -> bool:
-        """Whether the client has said that it uses `resources`: all that it asked for, of every type that there is."""
-        asked = all(type_url in self._subscriptions for type_url, current in resources.items() if current)
-        return asked and not self._sent and all(self._uses(each, resources) for each in self._subscriptions)
+        """Whether the client has said that it uses `resources`, all of them and nothing that was taken away."""
+        every = ((type_url, each) for type_url, current in resources.items() for each in current.values())
+        return not self._sent and all(self._uses(type_url, each) for type_url, each in every)
 
-    def _uses(self, type_url: str, resources: Resources) -> bool:
-        subscription, current = self._subscriptions[type_url], resources.get(type_url, {})
-        return all(
-            subscription.known.get(name) == each.version != self._refused.get((type_url, name))
-            for name, each in current.items()
-            if subscription.wants(name)
-        )
+    def _uses(self, type_url: str, resource: Resource) -> bool:
+        subscription = self._subscriptions.get(type_url, _Subscription())
+        known, refused = subscription.known.get(resource.name), self._refused.get((type_url, resource.name))
+        return known == resource.version != refused
 
     def responses(self, resources: Resources) -> Iterator[DeltaDiscoveryResponse]:
         """What the client must be sent so that it has `resources`, as far as it asked for them."""

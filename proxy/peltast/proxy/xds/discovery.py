@@ -80,11 +80,17 @@ class DiscoveryService:
         self._tell_if_live()
 
     def _tell_if_live(self) -> None:
-        """Reports a configuration, once, when every connected sidecar has said that it uses what is its own of it."""
-        proxies = self._connected.values()
-        if self._is_live or self._revision is None or not proxies:
+        """Reports a configuration, once, when every sidecar has said that it uses what is its own of it.
+
+        A sidecar that is away goes on with what it had: so each that is to be started must be there.
+        """
+        if self._is_live or self._revision is None:
             return
-        if all(proxy.uses is not None and proxy.uses == proxy.store.resources for proxy in proxies):
+        workloads = self._revision.snapshot.workloads.values()
+        expected = {workload.full_name for workload in workloads if workload.command}
+        proxies = self._connected.values()
+        is_there = expected <= {proxy.workload for proxy in proxies}
+        if proxies and is_there and all(proxy.uses == proxy.store.resources for proxy in proxies):
             self._is_live = True
             self._report_live(self._revision.snapshot.version, len(proxies))
 
