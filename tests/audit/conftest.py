@@ -129,7 +129,7 @@ async def owner(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]
     connection = await asyncpg.connect(postgres.url(SUPERUSER))
     try:
         await migrate(connection)
-        await connection.execute("TRUNCATE records, spools, quarantine, tiles, checkpoints, starts, gaps")
+        await connection.execute("TRUNCATE records, spools, quarantine, tiles, checkpoints, starts, gaps, exports")
         await connection.execute("UPDATE tree SET size = 0, frontier = ''")
         yield connection
     finally:

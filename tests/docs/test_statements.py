@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.main import get_command
 
+from peltast.audit.ocsf import PLACES
 from peltast.cli.main import app
 from peltast.policies.kinds.registry import KINDS
 from peltast.policies.kinds.resource import Model
@@ -103,11 +104,24 @@ def test_audit_md_has_every_reason_of_a_refusal() -> None:
 def test_audit_md_has_every_act() -> None:
     source = "".join(
         (ROOT / file).read_text()
-        for file in ("cli/peltast/cli/control_plane.py", "identity/peltast/identity/ca/service.py")
+        for file in (
+            "cli/peltast/cli/control_plane.py",
+            "cli/peltast/cli/changes.py",
+            "cli/peltast/cli/operator_acts.py",
+            "identity/peltast/identity/ca/service.py",
+        )
     )
-    declared = set(re.findall(r'"((?:svid|configuration|resource|keys|token)\.(?!pem)\w+)"', source))
+    declared = set(
+        re.findall(r'"((?:svid|configuration|revision|resource|keys|token|audit)\.(?!pem|json)\w+)"', source)
+    )
     told = {action for action, _ in rows(document("audit.md"), "| `handshake_failed`")}
     assert told == declared
+
+
+def test_audit_export_md_has_every_place_of_a_column() -> None:
+    told = [(column, places.replace("`", "").split(" and ")) for column, places in
+            rows(document("audit-export.md"), "of what was allowed, or ended")]  # fmt: skip
+    assert told == [(column, [path for path, _ in places]) for column, places in PLACES.items()]
 
 
 def test_rego_md_has_every_builtin() -> None:

@@ -257,3 +257,57 @@ def test_a_client_that_does_as_it_is_told_has_what_the_server_has(
         resources = {CLUSTER: {name: Resource(name, version, None) for name, version in state.items()}}  # type: ignore[arg-type]
         held = applied(held, list(session.responses(resources)))
         assert held == state
+
+
+def answers(session: DeltaSession, resources: Resources, error: str | None = None) -> None:
+    """Sends what is to be sent, and takes in the client's answer to each."""
+    for response in list(session.responses(resources)):
+        session.on_request(request(type_url=response.type_url, nonce=response.nonce, error=error))
+
+
+def test_a_client_has_settled_when_it_uses_all_that_it_asked_for(make_resource: MakeResource) -> None:
+    session, resources = DeltaSession(), clusters(make_resource("a"), make_resource("b"))
+    assert not session.settled(resources), "it has asked for nothing"
+    session.on_request(request())
+    assert not session.settled(resources), "nothing is sent"
+    first, second = session.responses(resources)
+    session.on_request(request(nonce=first.nonce))
+    assert not session.settled(resources), "one is not acknowledged"
+    session.on_request(request(nonce=second.nonce))
+    assert session.settled(resources)
+    assert not session.settled(clusters(make_resource("a"), make_resource("b", "changed"))), "one is another now"
+
+
+def test_a_client_that_refuses_has_not_settled_until_it_accepts(make_resource: MakeResource) -> None:
+    session, resources = DeltaSession(), clusters(make_resource("a"))
+    session.on_request(request())
+    answers(session, resources, "bad")
+    assert not session.settled(resources)
+    good = clusters(make_resource("a", "good"))
+    answers(session, good)
+    assert session.settled(good)
+
+
+def test_a_client_that_has_everything_already_has_settled(make_resource: MakeResource) -> None:
+    session, a = DeltaSession(), make_resource("a")
+    session.on_request(request(has={"a": a.version}))
+    assert sent(session, clusters(a)) == []
+    assert session.settled(clusters(a))
+
+
+def test_a_client_that_has_not_asked_for_a_type_yet_has_not_settled(make_resource: MakeResource) -> None:
+    session, resources = DeltaSession(), clusters(make_resource("a"))
+    listener = make_resource("l", type_url=LISTENER)
+    session.on_request(request())
+    answers(session, resources)
+    assert not session.settled({**resources, LISTENER: {"l": listener}})
+
+
+def test_a_removal_is_settled_when_it_is_acknowledged(make_resource: MakeResource) -> None:
+    session = DeltaSession()
+    session.on_request(request())
+    answers(session, clusters(make_resource("a")))
+    [removal] = session.responses({CLUSTER: {}})
+    assert not session.settled({CLUSTER: {}})
+    session.on_request(request(nonce=removal.nonce))
+    assert session.settled({CLUSTER: {}})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -22,12 +23,14 @@ from peltast.identity.rpc import channel_credentials, generic_handler, open_chan
 from peltast.identity.svid import Svid, new_key_and_csr
 from peltast.proxy.xds.compile import Surroundings
 from peltast.proxy.xds.discovery import MODULE_METADATA, DiscoveryService, ProxyStatus
-from peltast.proxy.xds.resources import CLUSTER, LISTENER, Resources
+from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, Resources
 from peltast.proxy.xds.serve import AGGREGATED_DISCOVERY
 
 DEADLINE_SECONDS = 20.0
 MODULE = "peltast_filter_0123"
-STOREFRONT, LEDGER = (f"spiffe://mesh.example/ns/bookshop/sa/{name}" for name in ("storefront", "ledger"))
+STOREFRONT, LEDGER, REPORTS = (
+    f"spiffe://mesh.example/ns/bookshop/sa/{name}" for name in ("storefront", "ledger", "reports")
+)
 
 Compiled = Callable[..., Resources]
 
@@ -40,9 +43,11 @@ class ControlPlane:
         self._authority: Authority = make_intermediate(make_root(domain, now), domain, now)
         self._roots = pem(self._authority.chain[-1])
         self.statuses: list[ProxyStatus] = []
+        self.live: list[tuple[str, int]] = []
         self.discovery = DiscoveryService(
             lambda module: Surroundings(module, ("127.0.0.1", 15013), "spiffe://mesh.example/peltast/control"),
             self.statuses.append,
+            lambda version, sidecars: self.live.append((version, sidecars)),
         )
 
     def svid(self, spiffe_id: str) -> Svid:
@@ -161,3 +166,45 @@ async def test_what_a_sidecar_says_of_a_resource_is_kept_and_reported(
     status = ProxyStatus("bookshop/ledger-1", CLUSTER, sent.name, sent.version, error)
     assert control.statuses == [status]
     assert control.discovery.statuses == {("bookshop/ledger-1", CLUSTER, sent.name): status}
+
+
+async def test_a_configuration_is_live_when_every_sidecar_uses_all_of_it(
+    control: ControlPlane, revision: Revision, compiled: Compiled
+) -> None:
+    control.discovery.take(revision)
+    first = revision.snapshot.version
+    async with control.channel(REPORTS) as channel, control.channel(STOREFRONT) as other:
+        reports, storefront = open_stream(channel), open_stream(other)
+        await acknowledge_all(reports, "bookshop/reports", compiled)
+        expected = sum(map(len, compiled("bookshop/reports", module=MODULE).values()))
+        await eventually(lambda: len(control.discovery.statuses) == expected)
+        assert control.live == [], "the storefront is registered, and away"
+        await acknowledge_all(storefront, "bookshop/storefront", compiled)
+        await eventually(lambda: control.live == [(first, 2)])
+        programs = {**revision.programs, "bookshop/storefront": b"{}"}
+        snapshot = dataclasses.replace(revision.snapshot, trust_domain="other.example")
+        control.discovery.take(dataclasses.replace(revision, snapshot=snapshot, programs=programs))
+        [response] = await receive(storefront, 1)
+        assert control.live == [(first, 2)], "the storefront has not acknowledged what it was sent"
+        await storefront.write(DeltaDiscoveryRequest(type_url=EXTENSION_CONFIG, response_nonce=response.nonce))
+        await eventually(lambda: control.live == [(first, 2), (snapshot.version, 2)])
+        control.discovery.take(dataclasses.replace(revision, snapshot=snapshot, programs=programs))
+        assert len(control.live) == 2, "it is told once"
+
+
+async def acknowledge_all(stream: Any, node: str, compiled: Compiled) -> None:
+    """Asks as Envoy does, and accepts everything."""
+    resources = compiled(node, module=MODULE)
+    for type_url, names in ((type_url, names) for type_url, names in resources.items() if names):
+        request = first_request(node, type_url=type_url)
+        if type_url == EXTENSION_CONFIG:
+            request.resource_names_subscribe.extend(names)
+        await stream.write(request)
+        for response in await receive(stream, len(names)):
+            await stream.write(DeltaDiscoveryRequest(type_url=type_url, response_nonce=response.nonce))
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not condition():  # noqa: ASYNC110 - what is waited for is a message
+            await asyncio.sleep(0.01)

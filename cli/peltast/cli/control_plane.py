@@ -29,6 +29,8 @@ from peltast.authz.revocation_service import NAME as REVOCATIONS
 from peltast.authz.revocation_service import revocation_methods
 from peltast.authz.revocations import NO_REVOCATIONS, Revocation, RevocationList
 from peltast.cli.acts import SPOOL_BYTES, ActLog
+from peltast.cli.changes import ChangeLog
+from peltast.cli.operator_acts import operator_acts_handler
 from peltast.cli.settings import LOOPBACK, ControlSettings
 from peltast.identity.acts import Act
 from peltast.identity.attest.join_token import JoinTokens
@@ -73,12 +75,13 @@ class ControlPlane:
         spool = settings.state / "control" / "spool"
         self._shipper = Shipper(spool, SPOOL_BYTES, self._collector_channel)
         self._acts = ActLog(spool, str(self._principal))
+        self._changes = ChangeLog(configuration, settings.state / "control" / "configuration.json", self._acts.report)
         self._tokens = JoinTokens()
         self._revision: Revision | None = None
         self._revoked = NO_REVOCATIONS
         self._revocations = self._load_revocations()
         self._check = CheckService()
-        self._discovery = DiscoveryService(self._surroundings, self._report_status)
+        self._discovery = DiscoveryService(self._surroundings, self._report_status, self._report_live)
         self._certificates = CertificateService(self._authority, self._tokens, self._is_registered, self._acts.report)
 
     async def run(self) -> None:
@@ -120,6 +123,7 @@ class ControlPlane:
         revision = compile_revision(snapshot)
         await admission.check(revision)
         await keys.follow(revision.key_sources)
+        self._changes.take(snapshot)
         self._put_in_force(revision.with_keys(keys.in_force()))
         self._note(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
 
@@ -194,6 +198,9 @@ class ControlPlane:
         action = "resource.live" if status.error is None else "resource.refuse"
         self._note(Act("", action, subject, allowed=status.error is None, detail=status.error or ""))
 
+    def _report_live(self, version: str, sidecars: int) -> None:
+        self._note(Act("", "revision.live", version, allowed=True, detail=f"{sidecars} sidecars"))
+
     def _note(self, act: Act) -> None:
         """Records what has happened already. An SVID, by contrast, is not handed out without its record."""
         try:
@@ -266,7 +273,7 @@ class ControlPlane:
         server = grpc.aio.server(options=server_options)
         join_tokens = join_token_handler(self._tokens, self._is_registered)
         revocations = generic_handler(REVOCATIONS, revocation_methods(self._revocations))
-        server.add_generic_rpc_handlers((join_tokens, revocations))
+        server.add_generic_rpc_handlers((join_tokens, revocations, operator_acts_handler(self._acts.report)))
         server.add_insecure_port(f"unix:{self._settings.operator_socket}")
         await server.start()
         self._settings.operator_socket.chmod(0o600)

@@ -7,9 +7,10 @@ from typing import Any
 
 import asyncpg
 
-__all__ = ["AUDITOR_ROLE", "COLLECTOR_ROLE", "migrate"]
+__all__ = ["AUDITOR_ROLE", "COLLECTOR_ROLE", "EXPORTER_ROLE", "migrate"]
 
 COLLECTOR_ROLE, AUDITOR_ROLE = "peltast_collector", "peltast_auditor"
+EXPORTER_ROLE = "peltast_exporter"
 
 _LOCK = 0x70656C74617374  # "peltast"
 _FOLDER = importlib.resources.files("peltast.audit.store")

@@ -19,3 +19,15 @@ GRANT UPDATE (sequence, link, last_seen, start, start_index, closed) ON spools T
 
 GRANT SELECT ON records, requests, spools, quarantine, tree, tiles, checkpoints, starts, gaps, legal_holds
 TO peltast_auditor;
+
+-- Exports read every record, and move nothing but their own places.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'peltast_exporter') THEN
+        CREATE ROLE peltast_exporter LOGIN;
+    END IF;
+END $$;
+GRANT SELECT ON records, tree TO peltast_exporter;
+GRANT SELECT, INSERT ON exports TO peltast_exporter;
+GRANT UPDATE (leaf, updated) ON exports TO peltast_exporter;
+GRANT SELECT ON exports TO peltast_auditor;

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from peltast.cli.audit import query, report, serve
+from peltast.cli.audit import export, query, report, serve
 
 __all__ = ["app"]
 
@@ -20,3 +20,4 @@ app.command("report")(report.report)
 app.command("verify-report")(report.verify_report)
 app.command("query")(query.query)
 app.command("serve")(serve.serve)
+app.command("export")(export.export)

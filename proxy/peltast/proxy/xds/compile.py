@@ -9,6 +9,7 @@ from typing import Any
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.core.v3.address_pb2 import Address, SocketAddress
 from envoy.config.core.v3.base_pb2 import TransportSocket
+from envoy.config.core.v3.extension_pb2 import TypedExtensionConfig
 from envoy.config.core.v3.protocol_pb2 import Http1ProtocolOptions, Http2ProtocolOptions, HttpProtocolOptions
 from envoy.config.endpoint.v3.endpoint_components_pb2 import Endpoint, LbEndpoint, LocalityLbEndpoints
 from envoy.config.endpoint.v3.endpoint_pb2 import ClusterLoadAssignment
@@ -76,20 +77,29 @@ def compile_resources(revision: Revision, workload: Workload, surroundings: Surr
         *(outbound_cluster(route) for route in workload.routes),
         check_cluster(surroundings),
     ]
-    # Keys before the program that asks for them: what runs is decided again as soon as either is there.
-    configs = [
-        dynamic_module.filter_config(module, dynamic_module.KEYS, revision.keys[workload.full_name]),
-        dynamic_module.filter_config(module, dynamic_module.REVOCATIONS, revision.revocations),
-        dynamic_module.filter_config(module, dynamic_module.PROGRAM, revision.programs[workload.full_name]),
-    ]
-    if any(port.app_protocol == TCP for port in workload.ports):
-        configs.append(dynamic_module.network_filter_config(module, revision.programs[workload.full_name]))
     by_type: tuple[tuple[str, Sequence[Any]], ...] = (
         (CLUSTER, clusters),
         (LISTENER, listeners),
-        (EXTENSION_CONFIG, configs),
+        (EXTENSION_CONFIG, extension_configs(revision, workload, module)),
     )
     return {type_url: {each.name: resource(each.name, each) for each in messages} for type_url, messages in by_type}
+
+
+def extension_configs(revision: Revision, workload: Workload, module: str) -> list[TypedExtensionConfig]:
+    """What the filters of the workload's own listeners ask for, and nothing else."""
+    of_tcp = {port.app_protocol == TCP for port in workload.ports}
+    program = revision.programs[workload.full_name]
+    configs = []
+    if False in of_tcp:
+        # Keys before the program that asks for them: what runs is decided again as soon as either is there.
+        configs += [
+            dynamic_module.filter_config(module, dynamic_module.KEYS, revision.keys[workload.full_name]),
+            dynamic_module.filter_config(module, dynamic_module.REVOCATIONS, revision.revocations),
+            dynamic_module.filter_config(module, dynamic_module.PROGRAM, program),
+        ]
+    if True in of_tcp:
+        configs.append(dynamic_module.network_filter_config(module, program))
+    return configs
 
 
 # Listeners ------------------------------------------------------------------------------------------------------------

@@ -55,6 +55,7 @@ class DeltaSession:
     def __init__(self) -> None:
         self._subscriptions: dict[str, _Subscription] = {}
         self._sent: dict[str, tuple[str, dict[str, str]]] = {}
+        self._refused: dict[tuple[str, str], str] = {}
         self._nonces = 0
 
     def on_request(self, request: DeltaDiscoveryRequest) -> Acknowledgement | None:
@@ -81,7 +82,22 @@ class DeltaSession:
         if sent is None:
             return None
         error = request.error_detail.message if request.HasField("error_detail") else None
-        return Acknowledgement(*sent, error)
+        type_url, versions = sent
+        for name, version in versions.items():
+            self._refused.pop((type_url, name), None)
+            if error is not None:
+                self._refused[type_url, name] = version
+        return Acknowledgement(type_url, versions, error)
+
+    def settled(self, resources: Resources) -> bool:
+        """Whether the client has said that it uses `resources`, all of them and nothing that was taken away."""
+        every = ((type_url, each) for type_url, current in resources.items() for each in current.values())
+        return not self._sent and all(self._uses(type_url, each) for type_url, each in every)
+
+    def _uses(self, type_url: str, resource: Resource) -> bool:
+        subscription = self._subscriptions.get(type_url, _Subscription())
+        known, refused = subscription.known.get(resource.name), self._refused.get((type_url, resource.name))
+        return known == resource.version != refused
 
     def responses(self, resources: Resources) -> Iterator[DeltaDiscoveryResponse]:
         """What the client must be sent so that it has `resources`, as far as it asked for them."""

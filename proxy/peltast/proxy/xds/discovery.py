@@ -49,25 +49,50 @@ class _Proxy:
     workload: str
     module: str
     store: Store
+    uses: Resources | None = None
+    """The set that it has said it uses, whole."""
 
 
 class DiscoveryService:
     """Delta ADS for sidecars. Holds one revision at a time, and what every sidecar said of every resource."""
 
     def __init__(
-        self, surroundings_of: Callable[[str], Surroundings], report_status: Callable[[ProxyStatus], None]
+        self,
+        surroundings_of: Callable[[str], Surroundings],
+        report_status: Callable[[ProxyStatus], None],
+        report_live: Callable[[str, int], None],
     ) -> None:
         self._surroundings_of = surroundings_of
         self._report_status = report_status
+        self._report_live = report_live
+        self._is_live = False
         self._revision: Revision | None = None
         self._connected: dict[int, _Proxy] = {}
         self.statuses: dict[tuple[str, str, str], ProxyStatus] = {}
 
     def take(self, revision: Revision) -> None:
         """Puts `revision` in force: every connected sidecar is sent what changed for it."""
-        self._revision = revision
+        before, self._revision = self._revision, revision
+        if before is None or before.snapshot.version != revision.snapshot.version:
+            self._is_live = False
         for proxy in self._connected.values():
             proxy.store.replace(self._resources(proxy.workload, proxy.module))
+        self._tell_if_live()
+
+    def _tell_if_live(self) -> None:
+        """Reports a configuration, once, when every sidecar has said that it uses what is its own of it.
+
+        A sidecar that is away goes on with what it had: so each that is to be started must be there.
+        """
+        if self._is_live or self._revision is None:
+            return
+        workloads = self._revision.snapshot.workloads.values()
+        expected = {workload.full_name for workload in workloads if workload.command}
+        proxies = self._connected.values()
+        is_there = expected <= {proxy.workload for proxy in proxies}
+        if proxies and is_there and all(proxy.uses == proxy.store.resources for proxy in proxies):
+            self._is_live = True
+            self._report_live(self._revision.snapshot.version, len(proxies))
 
     def _resources(self, workload: str, module: str) -> Resources:
         revision = self._revision
@@ -87,12 +112,18 @@ class DiscoveryService:
         self._connected[key] = proxy
         log.info("sidecar connected", workload=proxy.workload)
         try:
-            stream = serve_stream(_chain(first, requests), proxy.store, lambda ack: self._note(proxy.workload, ack))
+            stream = serve_stream(
+                _chain(first, requests),
+                proxy.store,
+                lambda ack: self._note(proxy.workload, ack),
+                lambda resources: self._settle(proxy, resources),
+            )
             async for response in stream:
                 yield response
         finally:
             del self._connected[key]
             log.info("sidecar disconnected", workload=proxy.workload)
+            self._tell_if_live()
 
     async def _admit(self, node: Node, context: Context) -> _Proxy:
         """The proxy that `node` says it is, if its SVID is that workload's: the node's word is only a hint."""
@@ -109,6 +140,10 @@ class DiscoveryService:
             allowed = f"node metadata {MODULE_METADATA} is {module!r}; the name of a module is expected"
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, allowed)
         return _Proxy(node.id, module, Store(self._resources(node.id, module)))
+
+    def _settle(self, proxy: _Proxy, resources: Resources) -> None:
+        proxy.uses = resources
+        self._tell_if_live()
 
     def _note(self, workload: str, acknowledgement: Acknowledgement) -> None:
         for name, version in acknowledgement.versions.items():

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 
 from peltast.proxy.xds.delta import Acknowledgement, DeltaSession
+from peltast.proxy.xds.resources import Resources
 from peltast.proxy.xds.store import Store
 
 __all__ = ["AGGREGATED_DISCOVERY", "SECRET_DISCOVERY", "serve_stream"]
@@ -25,9 +26,15 @@ class _Event:
 
 
 async def serve_stream(
-    requests: AsyncIterator[DeltaDiscoveryRequest], store: Store, on_acknowledgement: Callable[[Acknowledgement], None]
+    requests: AsyncIterator[DeltaDiscoveryRequest],
+    store: Store,
+    on_acknowledgement: Callable[[Acknowledgement], None],
+    on_settled: Callable[[Resources], None] = lambda _: None,
 ) -> AsyncIterator[DeltaDiscoveryResponse]:
-    """Answers `requests` from `store` until they end. Each acknowledgement is handed on as it comes."""
+    """Answers `requests` from `store` until they end.
+
+    Each acknowledgement is handed on as it comes; and so is the set of resources that the client has come to use whole.
+    """
     session = DeltaSession()
     events: asyncio.Queue[_Event | None] = asyncio.Queue()
     # Not a task group: it would turn the GeneratorExit of a stream that is given up into an error.
@@ -39,6 +46,8 @@ async def serve_stream(
                 on_acknowledgement(acknowledgement)
             for response in session.responses(store.resources):
                 yield response
+            if session.settled(store.resources):
+                on_settled(store.resources)
     finally:
         for reader in readers:
             reader.cancel()
