@@ -13,12 +13,14 @@ COLLECTOR_ROLE, AUDITOR_ROLE = "peltast_collector", "peltast_auditor"
 
 _LOCK = 0x70656C74617374  # "peltast"
 _FOLDER = importlib.resources.files("peltast.audit.store")
+_AFTER_EVERY = ("partitions.sql", "roles.sql")
 
 
 async def migrate(connection: asyncpg.Connection[Any]) -> list[str]:
     """Brings the database up to date and gives the names of the migrations that were applied."""
     async with connection.transaction():
         await connection.execute("SELECT pg_advisory_xact_lock($1)", _LOCK)
+        await connection.execute("SET LOCAL search_path = public")
         await connection.execute("CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, applied timestamptz)")
         known = {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
         files = sorted((_FOLDER / "migrations").iterdir(), key=lambda file: file.name)
@@ -26,5 +28,6 @@ async def migrate(connection: asyncpg.Connection[Any]) -> list[str]:
         for file in applied:
             await connection.execute(file.read_text())
             await connection.execute("INSERT INTO migrations VALUES ($1, now())", file.name)
-        await connection.execute((_FOLDER / "roles.sql").read_text())
+        for name in _AFTER_EVERY:
+            await connection.execute((_FOLDER / name).read_text())
     return [file.name for file in applied]

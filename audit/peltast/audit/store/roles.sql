@@ -15,6 +15,7 @@ GRANT SELECT ON tree, tiles, checkpoints, starts, gaps TO peltast_collector;
 GRANT UPDATE (size, frontier) ON tree TO peltast_collector;
 GRANT SELECT, INSERT ON spools TO peltast_collector;
 GRANT UPDATE (sequence, link, last_seen, start, start_index, closed) ON spools TO peltast_collector;
+GRANT EXECUTE ON FUNCTION ensure_partitions TO peltast_collector;
 
 GRANT SELECT ON records, requests, spools, quarantine, tree, tiles, checkpoints, starts, gaps, legal_holds
 TO peltast_auditor;
