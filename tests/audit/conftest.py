@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from support.store import partitions
 
 from peltast.audit.collector.collect import take_in
 from peltast.audit.spool import SpoolReader, read_segment
@@ -129,11 +130,20 @@ async def owner(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]
     connection = await asyncpg.connect(postgres.url(SUPERUSER))
     try:
         await migrate(connection)
-        await connection.execute("TRUNCATE records, spools, quarantine, tiles, checkpoints, starts, gaps")
+        await connection.execute("TRUNCATE records, spools, quarantine, tiles, checkpoints, starts, gaps, legal_holds")
+        await connection.execute("TRUNCATE dropped_partitions, dropped_records, auditors")
         await connection.execute("UPDATE tree SET size = 0, frontier = ''")
         yield connection
     finally:
         await connection.close()
+
+
+@pytest.fixture
+async def unpartitioned(owner: asyncpg.Connection) -> asyncpg.Connection:
+    """A store in which only the default partition is left."""
+    for partition in await partitions(owner):
+        await owner.execute(f"DROP TABLE {partition}")
+    return owner
 
 
 @pytest.fixture

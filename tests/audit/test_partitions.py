@@ -11,6 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from structlog.testing import capture_logs
+from support.store import partitions
 
 from peltast.audit.chain import verify_store
 from peltast.audit.collector.collect import take_in
@@ -30,21 +31,6 @@ def today() -> date:
 
 def name(day: date) -> str:
     return f"records_{day:%Y%m%d}"
-
-
-@pytest.fixture
-async def unpartitioned(owner: Connection) -> Connection:
-    """A store in which only the default partition is left."""
-    for partition in await partitions(owner):
-        await owner.execute(f"DROP TABLE {partition}")
-    return owner
-
-
-async def partitions(owner: Connection) -> list[str]:
-    found = await owner.fetch(
-        "SELECT inhrelid::regclass::text AS name FROM pg_inherits WHERE inhparent = 'records'::regclass ORDER BY 1"
-    )
-    return [each["name"] for each in found if each["name"] != "records_default"]
 
 
 async def rows(owner: Connection) -> dict[str, int]:

@@ -29,6 +29,7 @@ from peltast.authz.revocation_service import NAME as REVOCATIONS
 from peltast.authz.revocation_service import revocation_methods
 from peltast.authz.revocations import NO_REVOCATIONS, Revocation, RevocationList
 from peltast.cli.acts import SPOOL_BYTES, ActLog
+from peltast.cli.operator_acts import operator_acts_handler
 from peltast.cli.settings import LOOPBACK, ControlSettings
 from peltast.identity.acts import Act
 from peltast.identity.attest.join_token import JoinTokens
@@ -266,7 +267,7 @@ class ControlPlane:
         server = grpc.aio.server(options=server_options)
         join_tokens = join_token_handler(self._tokens, self._is_registered)
         revocations = generic_handler(REVOCATIONS, revocation_methods(self._revocations))
-        server.add_generic_rpc_handlers((join_tokens, revocations))
+        server.add_generic_rpc_handlers((join_tokens, revocations, operator_acts_handler(self._acts.report)))
         server.add_insecure_port(f"unix:{self._settings.operator_socket}")
         await server.start()
         self._settings.operator_socket.chmod(0o600)

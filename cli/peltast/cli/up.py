@@ -10,8 +10,17 @@ from rich.markup import escape
 
 from peltast.audit.query import follow
 from peltast.audit.store.embedded import PostgresUnusable
+from peltast.cli.audit.retain import keep_retaining
 from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
-from peltast.cli.options import BasePort, Concurrency, Configuration, SpoolBytes, State, TrustDomainOption
+from peltast.cli.options import (
+    BasePort,
+    Concurrency,
+    Configuration,
+    RetentionDays,
+    SpoolBytes,
+    State,
+    TrustDomainOption,
+)
 from peltast.cli.processes import Mesh, MeshSettings, StateInUse
 from peltast.cli.readiness import NotReady, busy_addresses, mesh_addresses
 from peltast.cli.settings import (
@@ -47,6 +56,7 @@ def up(
     base_port: BasePort = DEFAULT_BASE_PORT,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     spool_bytes: SpoolBytes = DEFAULT_SPOOL_BYTES,
+    retention_days: RetentionDays = None,
 ) -> None:
     """Runs a mesh from a folder of YAML and Rego, in the foreground, with a live feed of its decisions.
 
@@ -56,10 +66,10 @@ def up(
     log_to_stderr(logging.WARNING)
     control = ControlSettings(state or configuration / _STATE, trust_domain, base_port)
     settings = MeshSettings(configuration, control, concurrency, spool_bytes)
-    run_until_stopped(_up(settings))
+    run_until_stopped(_up(settings, retention_days))
 
 
-async def _up(settings: MeshSettings) -> int:
+async def _up(settings: MeshSettings, retention_days: int | None) -> int:
     try:
         snapshot = await preflight(settings)
         out.print("Starting PostgreSQL (embedded, for this machine only), control plane, collector …")
@@ -69,6 +79,8 @@ async def _up(settings: MeshSettings) -> int:
             await mesh.wait_until_ready(snapshot)
             _say_ready(settings, snapshot, mesh)
             group.create_task(_follow_configuration(settings, mesh))
+            if retention_days is not None:
+                group.create_task(keep_retaining(settings.control.state, None, retention_days))
     except* InvalidConfiguration as group:
         for invalid in group.exceptions:
             print_problems(invalid)

@@ -17,5 +17,6 @@ GRANT SELECT, INSERT ON spools TO peltast_collector;
 GRANT UPDATE (sequence, link, last_seen, start, start_index, closed) ON spools TO peltast_collector;
 GRANT EXECUTE ON FUNCTION ensure_partitions TO peltast_collector;
 
-GRANT SELECT ON records, requests, spools, quarantine, tree, tiles, checkpoints, starts, gaps, legal_holds
+GRANT SELECT ON records, requests, spools, quarantine, tree, tiles, checkpoints, starts, gaps, legal_holds,
+    dropped_partitions, dropped_records
 TO peltast_auditor;
