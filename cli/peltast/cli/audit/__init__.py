@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from peltast.cli.audit import hold, retain
+from peltast.cli.audit import auditor, hold, retain
 
 __all__ = ["app"]
 
@@ -16,5 +16,6 @@ def audit() -> None:
     """What is on record: queries, reports, proofs."""
 
 
+app.add_typer(auditor.app, name="auditor")
 app.add_typer(hold.app, name="hold")
 app.command("retain")(retain.retain)
