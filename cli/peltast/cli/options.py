@@ -36,6 +36,14 @@ Configuration = Annotated[
 ]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="For people, or for programs.")]
 State = Annotated[Path, typer.Option(help="Folder for keys, database, spools and logs.", file_okay=False)]
+StoreDatabase = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        help="A PostgreSQL (16 or later) that you run, as the store's owner. Default: one is embedded.",
+    ),
+]
 TrustDomainOption = Annotated[
     str, typer.Option(metavar="NAME", help="SPIFFE trust domain of the mesh.", callback=_trust_domain)
 ]

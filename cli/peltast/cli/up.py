@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from peltast.audit.query import follow
 from peltast.audit.store.embedded import PostgresUnusable
+from peltast.audit.store.url import DatabaseUnusable
 from peltast.cli.audit.retain import keep_retaining
 from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
 from peltast.cli.options import (
@@ -19,6 +20,7 @@ from peltast.cli.options import (
     RetentionDays,
     SpoolBytes,
     State,
+    StoreDatabase,
     TrustDomainOption,
 )
 from peltast.cli.processes import Mesh, MeshSettings, StateInUse
@@ -57,6 +59,7 @@ def up(
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     spool_bytes: SpoolBytes = DEFAULT_SPOOL_BYTES,
     retention_days: RetentionDays = None,
+    database: StoreDatabase = None,
 ) -> None:
     """Runs a mesh from a folder of YAML and Rego, in the foreground, with a live feed of its decisions.
 
@@ -65,14 +68,15 @@ def up(
     """
     log_to_stderr(logging.WARNING)
     control = ControlSettings(state or configuration / _STATE, trust_domain, base_port)
-    settings = MeshSettings(configuration, control, concurrency, spool_bytes)
+    settings = MeshSettings(configuration, control, concurrency, spool_bytes, database)
     run_until_stopped(_up(settings, retention_days))
 
 
 async def _up(settings: MeshSettings, retention_days: int | None) -> int:
     try:
         snapshot = await preflight(settings)
-        out.print("Starting PostgreSQL (embedded, for this machine only), control plane, collector …")
+        store = "PostgreSQL (embedded, for this machine only), " if settings.database is None else ""
+        out.print(f"Starting {store}control plane, collector …")
         async with Mesh(settings) as mesh, asyncio.TaskGroup() as group:
             group.create_task(_feed(mesh.database))
             await mesh.reconcile(snapshot)
@@ -80,11 +84,11 @@ async def _up(settings: MeshSettings, retention_days: int | None) -> int:
             _say_ready(settings, snapshot, mesh)
             group.create_task(_follow_configuration(settings, mesh))
             if retention_days is not None:
-                group.create_task(keep_retaining(settings.control.state, None, retention_days))
+                group.create_task(keep_retaining(settings.control.state, settings.database, retention_days))
     except* InvalidConfiguration as group:
         for invalid in group.exceptions:
             print_problems(invalid)
-    except* (CannotStart, NotReady, StateInUse, EnvoyUnusable, PostgresUnusable) as group:
+    except* (CannotStart, DatabaseUnusable, NotReady, StateInUse, EnvoyUnusable, PostgresUnusable) as group:
         for error in group.exceptions:
             print_error(error)
     return 1

@@ -13,6 +13,7 @@ import typer
 
 from peltast.audit.store.embedded import EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE
+from peltast.audit.store.url import check_database_url, without_password
 from peltast.cli.console import print_error
 from peltast.cli.settings import sockets_folder
 
@@ -35,7 +36,7 @@ class StoreAway(ConnectionError):
 def store_url(state: Path, database: str | None, role: str = AUDITOR_ROLE) -> str:
     """Where the store of the mesh with this state is reached as `role`, unless `database` says where."""
     if database is not None:
-        return database
+        return check_database_url(database)
     return EmbeddedPostgres(state / "postgres", sockets_folder(state) / "pg").url(role)
 
 
@@ -47,12 +48,15 @@ async def connected(
 
     Raises:
         StoreAway: see there.
+        DatabaseUnusable: `database` is no URL that is taken.
     """
     url = store_url(state, database, role)
     try:
         connection = await asyncpg.connect(url)
-    except (OSError, asyncpg.PostgresError) as error:
-        raise StoreAway(f"{url}: {error}. Is `peltast up` running with this state? Else give --database") from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise StoreAway(
+            f"{without_password(url)}: {error}. Is `peltast up` running with this state? Else give --database"
+        ) from error
     try:
         yield connection
     finally:
