@@ -9,21 +9,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import shutil
-import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
 import asyncpg
+from support.store import started
 
 from peltast.audit.chain import verify_store
 from peltast.audit.collector.collect import take_in
@@ -37,7 +37,6 @@ OWNER = "spiffe://cluster.local/ns/shop/sa/catalog"
 DAYS = 10
 ROWS_OF_A_PRINCIPAL = 10_000
 FEW = 1_000_000
-START_SECONDS = 30.0
 
 SETTINGS = ("wal_level=minimal", "max_wal_senders=0", "max_wal_size=4GB")
 """So that filling a store takes minutes. What is measured commits to the disk as ever."""
@@ -78,39 +77,6 @@ class Result:
 
 
 # The server -----------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def server() -> Iterator[EmbeddedPostgres]:
-    """A server of its own, gone afterwards."""
-    folder = Path(tempfile.mkdtemp(prefix="/tmp/pb"))
-    postgres = EmbeddedPostgres(folder / "data", folder)
-    try:
-        asyncio.run(postgres.prepare())
-        with (
-            (folder / "log").open("wb") as log,
-            subprocess.Popen(postgres.command(), stdout=log, stderr=log) as process,
-        ):
-            try:
-                asyncio.run(answers(postgres))
-                yield postgres
-            finally:
-                process.send_signal(signal.SIGQUIT)  # at once: nothing of it is kept
-                process.wait()
-    finally:
-        shutil.rmtree(folder)
-
-
-async def answers(postgres: EmbeddedPostgres) -> None:
-    """Waits until it does."""
-    async with asyncio.timeout(START_SECONDS):
-        while True:
-            try:
-                await (await asyncpg.connect(postgres.url(SUPERUSER))).close()
-            except (OSError, asyncpg.PostgresError):
-                await asyncio.sleep(0.02)
-            else:
-                return
 
 
 @asynccontextmanager
@@ -376,7 +342,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000, help="requests that are stored in a round")
     parser.add_argument("--rounds", type=int, default=6, help="rounds of storing; of finding, ten times as many")
     options = parser.parse_args()
-    with server() as postgres:
+    with started(*SETTINGS) as postgres:
         results = asyncio.run(measure_storing(postgres, options.requests, options.rounds))
         results += asyncio.run(measure_finding(postgres, options.rows, 10 * options.rounds))
     if options.json:

@@ -1,17 +1,13 @@
 from __future__ import annotations
 
-import asyncio
-import shutil
-import subprocess
 import tempfile
-import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncpg
 import pytest
-from support.store import partitions
+from support.store import partitions, started
 
 from peltast.audit.collector.collect import take_in
 from peltast.audit.spool import SpoolReader, read_segment
@@ -19,7 +15,6 @@ from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
 from peltast.authz._engine import SpoolUsage, SpoolWriter
 
-DEADLINE_SECONDS = 30.0
 BOUND = 64 * 1024 * 1024
 START_NS = 1_790_000_000 * 10**9
 
@@ -95,33 +90,8 @@ def other_spool(spool: Spool) -> Spool:
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[EmbeddedPostgres]:
     """A real server for the whole run."""
-    folder = Path(tempfile.mkdtemp(prefix="/tmp/pg"))
-    try:
-        server = EmbeddedPostgres(folder / "data", folder)
-        asyncio.run(server.prepare())
-        with (folder / "log").open("wb") as log, subprocess.Popen(server.command(), stdout=log, stderr=log) as process:
-            try:
-                asyncio.run(_until_it_answers(server, process, folder / "log"))
-                yield server
-            finally:
-                process.terminate()
-                process.wait(DEADLINE_SECONDS)
-    finally:
-        shutil.rmtree(folder)
-
-
-async def _until_it_answers(server: EmbeddedPostgres, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while True:
-        try:
-            connection = await asyncpg.connect(server.url(SUPERUSER))
-        except (OSError, asyncpg.PostgresError):
-            assert process.poll() is None, log
-            assert time.monotonic() < deadline, log
-            await asyncio.sleep(0.02)
-        else:
-            await connection.close()
-            return
+    with started() as server:
+        yield server
 
 
 @pytest.fixture
