@@ -50,9 +50,10 @@ lint: build ## Formatting, lints, types, import contracts
 	@cargo clippy --release --locked --quiet -p peltast-engine --features python --lib -- -D warnings
 	@cargo clippy --release --locked --quiet -p peltast-filter --all-targets -- -D warnings
 
-bench: build ## Measure the engine and the sidecar against their limits
+bench: build ## Measure the engine, the sidecar and the audit store against their limits
 	@$(BIN)/python benchmarks/decide.py --check
 	@$(BIN)/python benchmarks/sidecar.py --check
+	@$(BIN)/python benchmarks/audit.py --check
 
 build: $(INSTALLED) $(LIBRARIES) ## Set up .venv and build both Rust libraries
 

@@ -36,62 +36,6 @@ async def test_a_migration_that_fails_changes_nothing(empty: asyncpg.Connection)
     assert [row["tablename"] for row in tables] == ["quarantine"]
 
 
-RECORD = (
-    "INSERT INTO records (spool, sequence, leaf, owner, schema, time, time_ns, body, link) "
-    "VALUES ('', 1, 0, '', 1, now(), 1, '', '')"
-)
-
-ALLOWED = [
-    ("collector", "SELECT spool, sequence, link FROM records"),
-    ("collector", RECORD),
-    ("collector", "SELECT * FROM spools"),
-    ("collector", "UPDATE spools SET sequence = 1, link = link, last_seen = now()"),
-    ("auditor", "SELECT * FROM records"),
-    ("auditor", "SELECT * FROM requests"),
-    ("auditor", "SELECT * FROM spools"),
-    ("auditor", "SELECT * FROM quarantine"),
-]
-
-DENIED = [
-    ("collector", "SELECT body FROM records"),
-    ("collector", "SELECT * FROM records"),
-    ("collector", "SELECT path FROM records"),
-    ("collector", "SELECT * FROM requests"),
-    ("collector", "UPDATE records SET path = ''"),
-    ("collector", "DELETE FROM records"),
-    ("collector", "TRUNCATE records"),
-    ("collector", "UPDATE spools SET owner = ''"),
-    ("collector", "DELETE FROM spools"),
-    ("collector", "SELECT frames FROM quarantine"),
-    ("collector", "DELETE FROM quarantine"),
-    ("collector", "DROP TABLE records"),
-    ("collector", "CREATE TABLE public.mine (a int)"),
-    ("auditor", RECORD),
-    ("auditor", "UPDATE records SET path = ''"),
-    ("auditor", "DELETE FROM records"),
-    ("auditor", "UPDATE spools SET sequence = 1"),
-    ("auditor", "INSERT INTO spools (spool, owner, sequence, link) VALUES ('', '', 0, '')"),
-    ("auditor", "DELETE FROM quarantine"),
-    ("auditor", "UPDATE requests SET path = ''"),
-    ("auditor", "COPY records TO PROGRAM 'true'"),
-]
-
-
-@pytest.mark.parametrize(("role", "statement"), ALLOWED)
-async def test_a_role_may_do_its_work(
-    collector: asyncpg.Connection, auditor: asyncpg.Connection, role: str, statement: str
-) -> None:
-    await (collector if role == "collector" else auditor).execute(statement)
-
-
-@pytest.mark.parametrize(("role", "statement"), DENIED)
-async def test_a_role_may_do_nothing_else(
-    collector: asyncpg.Connection, auditor: asyncpg.Connection, role: str, statement: str
-) -> None:
-    with pytest.raises((asyncpg.InsufficientPrivilegeError, asyncpg.ObjectNotInPrerequisiteStateError)):
-        await (collector if role == "collector" else auditor).execute(statement)
-
-
 async def test_the_server_listens_on_its_socket_only(postgres: EmbeddedPostgres, owner: asyncpg.Connection) -> None:
     assert await owner.fetchval("SHOW listen_addresses") == ""
     assert await owner.fetchval("SHOW unix_socket_permissions") == "0700"

@@ -112,7 +112,10 @@ def test_audit_md_has_every_act() -> None:
         )
     )
     declared = set(
-        re.findall(r'"((?:svid|configuration|revision|resource|keys|token|audit)\.(?!pem|json)\w+)"', source)
+        re.findall(
+            r'"((?:svid|configuration|revision|resource|keys|token|audit|hold|partition|auditor)\.(?!pem|json)\w+)"',
+            source,
+        )
     )
     told = {action for action, _ in rows(document("audit.md"), "| `handshake_failed`")}
     assert told == declared

@@ -54,12 +54,19 @@ async def verify_store(connection: asyncpg.Connection[Any]) -> Verification:
 
 async def _verify_spool(connection: asyncpg.Connection[Any], cursor: asyncpg.Record) -> tuple[Finding | None, int]:
     spool, end = cursor["spool"], cursor["sequence"]
-    link, expected = first_link(), 1
+    dropped = await _dropped(connection, spool)
+    link, expected, verified = first_link(), 1, 0
+
+    def pass_dropped() -> None:
+        nonlocal link, expected
+        while run := dropped.pop(expected, None):
+            link, expected = run["link"], run["until"] + 1
 
     def finding(sequence: int, what: str) -> tuple[Finding, int]:
-        return Finding(spool.hex(), sequence, what), expected - 1
+        return Finding(spool.hex(), sequence, what), verified
 
     async for stored in _rows(connection, spool):
+        pass_dropped()
         if stored["sequence"] != expected:
             return finding(expected, f"the record is missing; {stored['sequence']} follows")
         frame = len(stored["body"]).to_bytes(4, "little") + stored["body"] + stored["link"]
@@ -70,10 +77,17 @@ async def _verify_spool(connection: asyncpg.Connection[Any], cursor: asyncpg.Rec
         said = zip(COLUMNS, row(spool, stored["leaf"], cursor["owner"], record), strict=True)
         if altered := [name for name, value in said if stored[name] != value]:
             return finding(expected, f"the row was altered: {', '.join(altered)} is not as in the record")
-        expected += 1
+        expected, verified = expected + 1, verified + 1
+    pass_dropped()
     if expected - 1 != end or link != cursor["link"]:
         return finding(expected, f"records up to {end} were committed; they end here")
-    return None, expected - 1
+    return None, verified
+
+
+async def _dropped(connection: asyncpg.Connection[Any], spool: bytes) -> dict[int, asyncpg.Record]:
+    """What retention dropped of `spool`, by the first sequence of each run."""
+    runs = await connection.fetch("SELECT since, until, link FROM dropped_records WHERE spool = $1", spool)
+    return {run["since"]: run for run in runs}
 
 
 async def _rows(connection: asyncpg.Connection[Any], spool: bytes) -> AsyncIterator[asyncpg.Record]:

@@ -10,6 +10,7 @@ import grpc
 
 from peltast.audit.collector.service import collector_methods
 from peltast.audit.shipper import COLLECTOR_SERVICE
+from peltast.audit.store.partitions import keep_partitions
 from peltast.cli.settings import ControlSettings
 from peltast.identity.client import IdentityClient
 from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
@@ -44,6 +45,7 @@ async def run_collector(settings: ControlSettings, database: str, token: str) ->
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(identity.keep_fresh())
+                group.create_task(keep_partitions(pool))
                 group.create_task(server.wait_for_termination())
         finally:
             await server.stop(grace=None)

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
+from peltast.audit.store.url import DatabaseUnusable, check_database_url
 from peltast.cli.agent import run_agent
 from peltast.cli.collector import run_collector
-from peltast.cli.console import log_to_stderr, run_until_stopped
+from peltast.cli.console import log_to_stderr, print_error, run_until_stopped
 from peltast.cli.control_plane import ControlPlane
 from peltast.cli.options import BasePort, Concurrency, SpoolBytes, State, TrustDomainOption
 from peltast.cli.settings import (
@@ -51,6 +52,11 @@ def collector(
     """Takes in audit records and commits them to PostgreSQL."""
     log_to_stderr()
     settings = ControlSettings(state, trust_domain, base_port)
+    try:
+        check_database_url(database)
+    except DatabaseUnusable as error:
+        print_error(error)
+        raise typer.Exit(1) from None
     run_until_stopped(run_collector(settings, database, _join_token()))
 
 

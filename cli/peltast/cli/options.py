@@ -9,9 +9,19 @@ import typer
 from spiffe import TrustDomain
 from spiffe.spiffe_id.spiffe_id import TrustDomainError
 
+from peltast.audit.store.retention import SHORTEST_RETENTION_DAYS
 from peltast.cli.console import Output
 
-__all__ = ["BasePort", "Concurrency", "Configuration", "OutputOption", "SpoolBytes", "State", "TrustDomainOption"]
+__all__ = [
+    "BasePort",
+    "Concurrency",
+    "Configuration",
+    "OutputOption",
+    "RetentionDays",
+    "SpoolBytes",
+    "State",
+    "TrustDomainOption",
+]
 
 
 def _trust_domain(name: str) -> str:
@@ -26,6 +36,14 @@ Configuration = Annotated[
 ]
 OutputOption = Annotated[Output, typer.Option("--output", "-o", help="For people, or for programs.")]
 State = Annotated[Path, typer.Option(help="Folder for keys, database, spools and logs.", file_okay=False)]
+StoreDatabase = Annotated[
+    str | None,
+    typer.Option(
+        "--database",
+        metavar="URL",
+        help="A PostgreSQL (16 or later) that you run, as the store's owner. Default: one is embedded.",
+    ),
+]
 TrustDomainOption = Annotated[
     str, typer.Option(metavar="NAME", help="SPIFFE trust domain of the mesh.", callback=_trust_domain)
 ]
@@ -34,6 +52,14 @@ BasePort = Annotated[
     typer.Option(min=1024, max=65000, help="The control plane's ports on 127.0.0.1: this one and the four after it."),
 ]
 Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Worker threads of each sidecar's Envoy.")]
+RetentionDays = Annotated[
+    int | None,
+    typer.Option(
+        min=SHORTEST_RETENTION_DAYS,
+        metavar="N",
+        help="Drop audit records more than N days back, each day. Default: never.",
+    ),
+]
 SpoolBytes = Annotated[
     int, typer.Option(min=1 << 20, help="Audit records a sidecar holds before it refuses requests, in bytes.")
 ]

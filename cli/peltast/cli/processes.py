@@ -18,6 +18,8 @@ import grpc
 
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
+from peltast.audit.store.url import DatabaseUnusable, without_password
+from peltast.cli.external import ExternalPostgres
 from peltast.cli.readiness import envoy_is_ready, takes_connections, wait_until
 from peltast.cli.settings import JOIN_TOKEN_VARIABLE, LOOPBACK, ControlSettings, sidecar_state, sockets_folder
 from peltast.identity.attest.service import JOIN_TOKENS_METHOD
@@ -44,6 +46,8 @@ class MeshSettings:
     control: ControlSettings
     concurrency: int
     spool_bytes: int
+    database: str | None = None
+    """The owner's URL of a PostgreSQL that others run."""
 
     @property
     def logs(self) -> Path:
@@ -66,8 +70,13 @@ class Mesh:
         self._control = settings.control
         make_private_folder(self._control.state)
         self._sockets = sockets_folder(self._control.state)
-        self._postgres = EmbeddedPostgres(self._control.state / "postgres", make_private_folder(self._sockets / "pg"))
+        self._postgres = self._store()
         self._running: dict[str, _Running] = {}
+
+    def _store(self) -> EmbeddedPostgres | ExternalPostgres:
+        if self._settings.database is not None:
+            return ExternalPostgres(self._settings.database, self._control.state / "control")
+        return EmbeddedPostgres(self._control.state / "postgres", make_private_folder(self._sockets / "pg"))
 
     @property
     def database(self) -> str:
@@ -83,6 +92,7 @@ class Mesh:
 
         Raises:
             StateInUse: see there.
+            DatabaseUnusable: the PostgreSQL that others run cannot be the store.
             NotReady: a part did not come up in time.
         """
         self._lock = _lock(self._control.state / "lock")
@@ -105,10 +115,10 @@ class Mesh:
 
     async def _start_control(self) -> None:
         _hide_from_version_control(self._control.state)
-        await self._postgres.prepare()
-        self._postgres.remove_stale_lock()
-        self._start("postgres", self._postgres.command(), stop_signal=signal.SIGINT)
-        await self._migrate()
+        if isinstance(self._postgres, ExternalPostgres):
+            await self._migrate_external(self._postgres)
+        else:
+            await self._start_embedded(self._postgres)
         configuration = ["--config", str(self._settings.configuration.absolute())]
         self._start("control-plane", [*self._peltast("control-plane"), *configuration])
         principal = self._control.control_principal("collector")
@@ -202,12 +212,15 @@ class Mesh:
 
     # Processes ------------------------------------------------------------------------------------------------------
 
-    async def _migrate(self) -> None:
+    async def _start_embedded(self, postgres: EmbeddedPostgres) -> None:
+        await postgres.prepare()
+        postgres.remove_stale_lock()
+        self._start("postgres", postgres.command(), stop_signal=signal.SIGINT)
         opened: list[asyncpg.Connection[Any]] = []
 
         async def connected() -> bool:
             try:
-                opened.append(await asyncpg.connect(self._postgres.url(SUPERUSER)))
+                opened.append(await asyncpg.connect(postgres.url(SUPERUSER)))
             except (OSError, asyncpg.CannotConnectNowError):
                 return False
             return True
@@ -217,6 +230,18 @@ class Mesh:
             await migrate(opened[0])
         finally:
             await opened[0].close()
+
+    async def _migrate_external(self, postgres: ExternalPostgres) -> None:
+        url = postgres.url(SUPERUSER)
+        try:
+            connection = await asyncpg.connect(url)
+            try:
+                await migrate(connection)
+                await postgres.set_passwords(connection)
+            finally:
+                await connection.close()
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise DatabaseUnusable(f"{without_password(url)}: {error}") from error
 
     def _peltast(self, command: str) -> list[str]:
         control = self._control

@@ -15,9 +15,20 @@ from peltast.audit.query.read import follow
 from peltast.audit.query.shape import Kind
 from peltast.audit.query.values import printable
 from peltast.audit.store.embedded import PostgresUnusable
+from peltast.audit.store.url import DatabaseUnusable
 from peltast.cli.audit.connection import connected
+from peltast.cli.audit.retain import keep_retaining
 from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
-from peltast.cli.options import BasePort, Concurrency, Configuration, SpoolBytes, State, TrustDomainOption
+from peltast.cli.options import (
+    BasePort,
+    Concurrency,
+    Configuration,
+    RetentionDays,
+    SpoolBytes,
+    State,
+    StoreDatabase,
+    TrustDomainOption,
+)
 from peltast.cli.processes import Mesh, MeshSettings, StateInUse
 from peltast.cli.readiness import NotReady, busy_addresses, mesh_addresses
 from peltast.cli.settings import (
@@ -62,6 +73,8 @@ def up(
     base_port: BasePort = DEFAULT_BASE_PORT,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     spool_bytes: SpoolBytes = DEFAULT_SPOOL_BYTES,
+    retention_days: RetentionDays = None,
+    database: StoreDatabase = None,
 ) -> None:
     """Runs a mesh from a folder of YAML and Rego, in the foreground, with a live feed of its decisions.
 
@@ -70,24 +83,27 @@ def up(
     """
     log_to_stderr(logging.WARNING)
     control = ControlSettings(state or configuration / _STATE, trust_domain, base_port)
-    settings = MeshSettings(configuration, control, concurrency, spool_bytes)
-    run_until_stopped(_up(settings))
+    settings = MeshSettings(configuration, control, concurrency, spool_bytes, database)
+    run_until_stopped(_up(settings, retention_days))
 
 
-async def _up(settings: MeshSettings) -> int:
+async def _up(settings: MeshSettings, retention_days: int | None) -> int:
     try:
         snapshot = await preflight(settings)
-        out.print("Starting PostgreSQL (embedded, for this machine only), control plane, collector …")
+        store = "PostgreSQL (embedded, for this machine only), " if settings.database is None else ""
+        out.print(f"Starting {store}control plane, collector …")
         async with Mesh(settings) as mesh, asyncio.TaskGroup() as group:
-            group.create_task(_feed(settings.control.state))
+            group.create_task(_feed(settings.control.state, mesh.database))
             await mesh.reconcile(snapshot)
             await mesh.wait_until_ready(snapshot)
             _say_ready(settings, snapshot, mesh)
             group.create_task(_follow_configuration(settings, mesh))
+            if retention_days is not None:
+                group.create_task(keep_retaining(settings.control.state, settings.database, retention_days))
     except* InvalidConfiguration as group:
         for invalid in group.exceptions:
             print_problems(invalid)
-    except* (CannotStart, NotReady, StateInUse, EnvoyUnusable, PostgresUnusable) as group:
+    except* (CannotStart, DatabaseUnusable, NotReady, StateInUse, EnvoyUnusable, PostgresUnusable) as group:
         for error in group.exceptions:
             print_error(error)
     return 1
@@ -132,8 +148,8 @@ async def _follow_configuration(settings: MeshSettings, mesh: Mesh) -> None:
             print_error(error)
 
 
-async def _feed(state: Path) -> None:
-    async for row in follow(lambda: connected(state, None), _FED):
+async def _feed(state: Path, database: str) -> None:
+    async for row in follow(lambda: connected(state, database), _FED):
         if line := feed_line(row):
             out.print(line)
 

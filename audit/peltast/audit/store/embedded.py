@@ -12,7 +12,7 @@ import os
 import subprocess
 from pathlib import Path
 
-__all__ = ["SUPERUSER", "EmbeddedPostgres", "PostgresUnusable", "embedded_version"]
+__all__ = ["SUPERUSER", "EmbeddedPostgres", "PostgresUnusable", "embedded_version", "postgres_tool"]
 
 SUPERUSER = "postgres"
 
@@ -86,6 +86,15 @@ def as_ordinary_user(command: list[str]) -> list[str]:
     if os.geteuid() != 0:
         return dying
     return ["unshare", "--user", "--map-user=1000", "--map-group=1000", *dying]
+
+
+def postgres_tool(name: str) -> str:
+    """The path of a program that comes with the embedded PostgreSQL, such as pg_dump.
+
+    Raises:
+        PostgresUnusable: see there.
+    """
+    return str(_binaries() / name)
 
 
 def embedded_version() -> str:

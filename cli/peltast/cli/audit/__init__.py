@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from peltast.cli.audit import export, query, report, serve
+from peltast.cli.audit import auditor, export, hold, query, report, retain, serve
 
 __all__ = ["app"]
 
@@ -21,3 +21,6 @@ app.command("verify-report")(report.verify_report)
 app.command("query")(query.query)
 app.command("serve")(serve.serve)
 app.command("export")(export.export)
+app.add_typer(auditor.app, name="auditor")
+app.add_typer(hold.app, name="hold")
+app.command("retain")(retain.retain)

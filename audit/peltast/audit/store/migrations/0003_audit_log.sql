@@ -67,6 +67,28 @@ CREATE TABLE legal_holds (
     created timestamptz NOT NULL DEFAULT now()
 );
 
+-- Days that were dropped when their time was over, and by whom. Their leaves' hashes stay in `tiles`.
+CREATE TABLE dropped_partitions (
+    day date NOT NULL,
+    dropped timestamptz NOT NULL DEFAULT now(),
+    dropped_by name NOT NULL DEFAULT session_user,
+    records bigint NOT NULL,
+    first_leaf bigint,
+    last_leaf bigint,
+    PRIMARY KEY (day, dropped)
+);
+
+-- What was dropped of each spool, a row for each run of its records. Verifying goes on behind `until` with `link`, the
+-- link there, which the tree's leaf `leaf` proves.
+CREATE TABLE dropped_records (
+    spool bytea NOT NULL,
+    since bigint NOT NULL,
+    until bigint NOT NULL CHECK (until >= since),
+    leaf bigint NOT NULL,
+    link bytea NOT NULL,
+    PRIMARY KEY (spool, since)
+);
+
 -- The namespaces that an auditor may see; '*' is all.
 CREATE TABLE auditors (
     role name NOT NULL,
