@@ -130,7 +130,7 @@ async def owner(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]
     try:
         await migrate(connection)
         await connection.execute("TRUNCATE records, spools, quarantine, tiles, checkpoints, starts, gaps")
-        await connection.execute("UPDATE tree SET size = 0, frontier = ''")
+        await connection.execute("UPDATE tree SET size = 0, frontier = '', tail = ''")
         yield connection
     finally:
         await connection.close()

@@ -12,7 +12,7 @@ END $$;
 GRANT INSERT ON records, quarantine, tiles, checkpoints, starts, gaps TO peltast_collector;
 GRANT SELECT (spool, sequence, leaf, time, kind, decision_sequence, link) ON records TO peltast_collector;
 GRANT SELECT ON tree, tiles, checkpoints, starts, gaps TO peltast_collector;
-GRANT UPDATE (size, frontier) ON tree TO peltast_collector;
+GRANT UPDATE (size, frontier, tail) ON tree TO peltast_collector;
 GRANT SELECT, INSERT ON spools TO peltast_collector;
 GRANT UPDATE (sequence, link, last_seen, start, start_index, closed) ON spools TO peltast_collector;
 
