@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,9 +11,20 @@ import typer
 from spiffe import TrustDomain
 from spiffe.spiffe_id.spiffe_id import TrustDomainError
 
+from peltast.audit.sinks import Sink, sink_of
 from peltast.cli.console import Output
 
-__all__ = ["BasePort", "Concurrency", "Configuration", "OutputOption", "SpoolBytes", "State", "TrustDomainOption"]
+__all__ = [
+    "BasePort",
+    "CheckpointSinks",
+    "Concurrency",
+    "Configuration",
+    "OutputOption",
+    "SpoolBytes",
+    "State",
+    "TrustDomainOption",
+    "sinks_of",
+]
 
 
 def _trust_domain(name: str) -> str:
@@ -34,6 +47,23 @@ BasePort = Annotated[
     typer.Option(min=1024, max=65000, help="The control plane's ports on 127.0.0.1: this one and the four after it."),
 ]
 Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Worker threads of each sidecar's Envoy.")]
+CheckpointSinks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--checkpoints",
+        metavar="SINK",
+        help="Where signed checkpoints go besides the store; may be given more than once: folder:PATH, "
+        "s3://BUCKET/PREFIX, syslog:HOST:PORT, syslog+tls:HOST:PORT. Default: the folder checkpoints of the state.",
+    ),
+]
 SpoolBytes = Annotated[
     int, typer.Option(min=1 << 20, help="Audit records a sidecar holds before it refuses requests, in bytes.")
 ]
+
+
+def sinks_of(state: Path, words: Sequence[str] | None) -> dict[str, Sink]:
+    """The sinks that `words` name, or the folder of the state."""
+    try:
+        return {word: sink_of(word, os.environ) for word in words or (f"folder:{state / 'checkpoints'}",)}
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--checkpoints") from error

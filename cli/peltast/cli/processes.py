@@ -44,6 +44,7 @@ class MeshSettings:
     control: ControlSettings
     concurrency: int
     spool_bytes: int
+    checkpoints: tuple[str, ...] = ()
 
     @property
     def logs(self) -> Path:
@@ -114,7 +115,8 @@ class Mesh:
         principal = self._control.control_principal("collector")
         await self._wait_for_control_plane(principal)
         database = ["--database", self._postgres.url(COLLECTOR_ROLE)]
-        self._start("collector", [*self._peltast("collector"), *database], principal=principal)
+        sinks = [argument for sink in self._settings.checkpoints for argument in ("--checkpoints", sink)]
+        self._start("collector", [*self._peltast("collector"), *database, *sinks], principal=principal)
         port = self._control.ports.collector
         await wait_until(lambda: takes_connections(LOOPBACK, port), self._complaint("collector"))
 

@@ -11,7 +11,16 @@ from rich.markup import escape
 from peltast.audit.query import follow
 from peltast.audit.store.embedded import PostgresUnusable
 from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
-from peltast.cli.options import BasePort, Concurrency, Configuration, SpoolBytes, State, TrustDomainOption
+from peltast.cli.options import (
+    BasePort,
+    CheckpointSinks,
+    Concurrency,
+    Configuration,
+    SpoolBytes,
+    State,
+    TrustDomainOption,
+    sinks_of,
+)
 from peltast.cli.processes import Mesh, MeshSettings, StateInUse
 from peltast.cli.readiness import NotReady, busy_addresses, mesh_addresses
 from peltast.cli.settings import (
@@ -47,6 +56,7 @@ def up(
     base_port: BasePort = DEFAULT_BASE_PORT,
     concurrency: Concurrency = DEFAULT_CONCURRENCY,
     spool_bytes: SpoolBytes = DEFAULT_SPOOL_BYTES,
+    checkpoints: CheckpointSinks = None,
 ) -> None:
     """Runs a mesh from a folder of YAML and Rego, in the foreground, with a live feed of its decisions.
 
@@ -55,7 +65,8 @@ def up(
     """
     log_to_stderr(logging.WARNING)
     control = ControlSettings(state or configuration / _STATE, trust_domain, base_port)
-    settings = MeshSettings(configuration, control, concurrency, spool_bytes)
+    sinks_of(control.state, checkpoints)  # what is wrong with them is said at once
+    settings = MeshSettings(configuration, control, concurrency, spool_bytes, tuple(checkpoints or ()))
     run_until_stopped(_up(settings))
 
 
