@@ -129,7 +129,10 @@ async def owner(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]
     connection = await asyncpg.connect(postgres.url(SUPERUSER))
     try:
         await migrate(connection)
-        await connection.execute("TRUNCATE records, spools, quarantine, tiles, checkpoints, starts, gaps")
+        await connection.execute(
+            "TRUNCATE records, spools, quarantine, tiles, checkpoints, starts, gaps, "
+            "dropped_partitions, dropped_records"
+        )
         await connection.execute("UPDATE tree SET size = 0, frontier = '', tail = ''")
         yield connection
     finally:

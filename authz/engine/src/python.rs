@@ -388,6 +388,15 @@ fn verify_frames(
     Ok((records, position.sequence, PyBytes::new(py, &position.link).unbind()))
 }
 
+/// The record with `body`.
+#[pyfunction]
+fn read_record(py: Python<'_>, body: &[u8], link: [u8; 32]) -> PyResult<PyRecord> {
+    if body.len() < record::BODY_HEADER_BYTES {
+        return Err(refused("a record's body is cut short"));
+    }
+    PyRecord::of(py, &record::Record { body, link })
+}
+
 /// The link that the next record gets after one with `link`, given its body.
 #[pyfunction]
 fn next_link<'py>(py: Python<'py>, link: [u8; 32], body: &[u8]) -> Bound<'py, PyBytes> {
@@ -445,7 +454,7 @@ fn frontier_of(size: u64, frontier: &[u8]) -> PyResult<Frontier> {
 struct PyWalk(Walk);
 
 /// What is wrong with a row: leaf, spool, sequence, `sequence`, `link` or `columns`, and the record that was due.
-type Suspected = (u64, Py<PyBytes>, u64, &'static str, Option<u64>);
+type Suspected = (i64, Py<PyBytes>, i64, &'static str, Option<i64>);
 
 #[pymethods]
 impl PyWalk {
@@ -458,32 +467,36 @@ impl PyWalk {
         self.0.own(spool, owner.into_bytes());
     }
 
-    fn miss(&mut self, spool: Vec<u8>, since: u64, until: u64) {
-        self.0.miss(spool, since, until);
+    fn miss(&mut self, spool: Vec<u8>, since: u64, until: u64, link: [u8; 32]) {
+        self.0.miss(spool, since, until, link);
     }
 
     /// Goes over rows: the numbers of their leaves, the leaves' hashes one after the other, and what is wrong.
-    fn rows(&mut self, py: Python<'_>, copied: &[u8]) -> PyResult<(Vec<u64>, Py<PyBytes>, Vec<Suspected>)> {
+    fn rows(&mut self, py: Python<'_>, copied: &[u8]) -> PyResult<(Vec<i64>, Py<PyBytes>, Vec<Suspected>)> {
         let (leaves, suspects) = py.detach(|| self.0.rows(copied)).map_err(refused)?;
-        let (numbers, hashes): (Vec<u64>, Vec<Node>) = leaves.into_iter().unzip();
+        let (numbers, hashes): (Vec<i64>, Vec<Node>) = leaves.into_iter().unzip();
         let suspects = suspects.iter().map(|suspect| suspected(py, suspect)).collect();
         Ok((numbers, PyBytes::new(py, &hashes.concat()).unbind(), suspects))
     }
 
-    /// Sequence and link of each spool's last row.
-    fn ends(&self, py: Python<'_>) -> Vec<(Py<PyBytes>, u64, Py<PyBytes>)> {
-        let bytes = |bytes: &[u8]| PyBytes::new(py, bytes).unbind();
-        self.0.ends().map(|(spool, sequence, link)| (bytes(spool), sequence, bytes(link))).collect()
+    /// Sequence and link of the last record of `spool`.
+    fn end<'py>(&self, py: Python<'py>, spool: &[u8]) -> (u64, Bound<'py, PyBytes>) {
+        let (sequence, link) = self.0.end(spool);
+        (sequence, PyBytes::new(py, &link))
+    }
+
+    fn spools<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        self.0.spools().map(|spool| PyBytes::new(py, spool)).collect()
     }
 }
 
 fn suspected(py: Python<'_>, suspect: &Suspect) -> Suspected {
     let (fault, due) = match suspect.fault {
-        Fault::Sequence { due } => ("sequence", Some(due)),
+        Fault::Sequence { due } => ("sequence", Some(due as i64)),
         Fault::Link => ("link", None),
         Fault::Columns => ("columns", None),
     };
-    (suspect.leaf, PyBytes::new(py, &suspect.spool).unbind(), suspect.sequence, fault, due)
+    (suspect.leaf, PyBytes::new(py, &suspect.spool).unbind(), suspect.sequence as i64, fault, due)
 }
 
 #[pyclass(name = "SpoolUsage", frozen)]
@@ -571,7 +584,7 @@ mod _engine {
     #[pymodule_export]
     use super::{
         document_hash, first_link, grow_tree, leaf_hash, leaf_hashes, next_link, normalize_path, read_counters,
-        scan_frames, skip_frames, tree_root, verify_frames, LoadError, PyDecider, PyDecision, PyKeySets, PyProgram,
-        PyRecord, PyRequest, PyRevocations, PySpoolUsage, PySpoolWriter, PyWalk,
+        read_record, scan_frames, skip_frames, tree_root, verify_frames, LoadError, PyDecider, PyDecision, PyKeySets,
+        PyProgram, PyRecord, PyRequest, PyRevocations, PySpoolUsage, PySpoolWriter, PyWalk,
     };
 }

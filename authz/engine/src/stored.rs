@@ -11,7 +11,6 @@ use crate::record::{self, Field, Record, Type};
 use crate::tree::{self, Node};
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
-const SHORTEST_BODY: usize = 20;
 /// 2000-01-01, from which PostgreSQL counts, in microseconds since 1970.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
 
@@ -44,7 +43,7 @@ pub enum Fault {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Suspect {
     /// Its place in the tree.
-    pub leaf: u64,
+    pub leaf: i64,
     /// Its spool.
     pub spool: Vec<u8>,
     /// Its place in the spool.
@@ -54,10 +53,7 @@ pub struct Suspect {
 }
 
 /// Where the chain of a spool stands.
-struct Place {
-    sequence: u64,
-    link: [u8; 32],
-}
+type Place = record::Position;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Column {
@@ -72,6 +68,8 @@ enum Column {
     Body,
     Link,
     Field(Field),
+    /// Proved by keys that the store does not have.
+    Mac,
     /// One that the body of a record does not fill by itself.
     Other,
 }
@@ -89,6 +87,7 @@ impl Column {
             "time_ns" => Self::TimeNs,
             "body" => Self::Body,
             "link" => Self::Link,
+            "mac" => Self::Mac,
             _ => Field::parse(name).map_or(Self::Other, Self::Field),
         }
     }
@@ -110,8 +109,8 @@ pub struct Walk {
     places: Places,
     spools: HashMap<Vec<u8>, Place>,
     owners: HashMap<Vec<u8>, Vec<u8>>,
-    /// Records that are known not to be there: since, until.
-    missing: HashMap<Vec<u8>, Vec<(u64, u64)>>,
+    /// Runs of records that are known not to be there, by spool and first sequence: where the chain then stands.
+    missing: HashMap<(Vec<u8>, u64), Place>,
 }
 
 impl Walk {
@@ -139,16 +138,16 @@ impl Walk {
         self.owners.insert(spool, owner);
     }
 
-    /// Says that records of a spool are known not to be there.
-    pub fn miss(&mut self, spool: Vec<u8>, since: u64, until: u64) {
-        self.missing.entry(spool).or_default().push((since, until));
+    /// Says that records of a spool are known not to be there, and which link the last of them has.
+    pub fn miss(&mut self, spool: Vec<u8>, since: u64, until: u64, link: [u8; 32]) {
+        self.missing.insert((spool, since), Place { sequence: until, link });
     }
 
     /// Goes over more rows; gives number and hash of each leaf, and what is wrong.
     ///
     /// # Errors
     /// Bytes that are no rows.
-    pub fn rows(&mut self, copied: &[u8]) -> Result<(Vec<(u64, Node)>, Vec<Suspect>), CopyError> {
+    pub fn rows(&mut self, copied: &[u8]) -> Result<(Vec<(i64, Node)>, Vec<Suspect>), CopyError> {
         let mut rest = header(copied).ok_or(CopyError::Malformed)?;
         let mut cells = Vec::with_capacity(self.columns.len());
         let (mut leaves, mut suspects) = (Vec::new(), Vec::new());
@@ -162,17 +161,38 @@ impl Walk {
         Ok((leaves, suspects))
     }
 
-    /// Where each spool ends.
-    pub fn ends(&self) -> impl Iterator<Item = (&[u8], u64, &[u8; 32])> {
-        self.spools.iter().map(|(spool, place)| (spool.as_slice(), place.sequence, &place.link))
+    /// Where `spool` ends: sequence and link.
+    pub fn end(&self, spool: &[u8]) -> (u64, [u8; 32]) {
+        let end = self.skip(spool, self.spools.get(spool).copied().unwrap_or_default());
+        (end.sequence, end.link)
     }
 
-    fn row(&mut self, cells: &[Option<&[u8]>], suspects: &mut Vec<Suspect>) -> Option<(u64, Node)> {
+    /// The spools that rows were of.
+    pub fn spools(&self) -> impl Iterator<Item = &[u8]> {
+        self.spools.keys().map(Vec::as_slice)
+    }
+
+    /// The place behind what is known to be missing at `place`.
+    fn skip(&self, spool: &[u8], mut place: Place) -> Place {
+        if self.missing.is_empty() {
+            return place;
+        }
+        while let Some(behind) = self.missing.get(&(spool.to_vec(), place.sequence.wrapping_add(1))) {
+            if behind.sequence <= place.sequence {
+                break;
+            }
+            place = *behind;
+        }
+        place
+    }
+
+    fn row(&mut self, cells: &[Option<&[u8]>], suspects: &mut Vec<Suspect>) -> Option<(i64, Node)> {
         let spool = cells[self.places.spool]?;
-        let sequence = integer(cells[self.places.sequence]?)?;
+        let sequence = integer(cells[self.places.sequence]?)? as u64;
         let leaf = integer(cells[self.places.leaf]?)?;
         let owner = cells[self.places.owner]?;
-        let link = *cells[self.places.link]?.first_chunk::<32>()?;
+        // A link of another length is no link: it does not follow.
+        let link = cells[self.places.link]?.first_chunk::<32>().copied().unwrap_or_default();
         let record = Record { body: cells[self.places.body]?, link };
         let mut suspect = |fault| suspects.push(Suspect { leaf, spool: spool.to_vec(), sequence, fault });
         if let Some(fault) = self.follow(spool, sequence, &record) {
@@ -182,28 +202,27 @@ impl Walk {
         if !owned || !self.columns_agree(cells, &record) {
             suspect(Fault::Columns);
         }
-        Some((leaf, tree::leaf(spool, sequence, &link, owner)))
+        Some((leaf, tree::leaf(spool, sequence, cells[self.places.link]?, owner)))
     }
 
     /// Moves the spool's place on to `record`, whatever is wrong: so each fault is found for itself.
     fn follow(&mut self, spool: &[u8], sequence: u64, record: &Record<'_>) -> Option<Fault> {
-        let begin = || Place { sequence: 0, link: record::first_link() };
-        if !self.spools.contains_key(spool) {
-            self.spools.insert(spool.to_vec(), begin());
+        let before = self.skip(spool, self.spools.get(spool).copied().unwrap_or_default());
+        let now = Place { sequence, link: record.link };
+        match self.spools.get_mut(spool) {
+            Some(place) => *place = now,
+            None => drop(self.spools.insert(spool.to_vec(), now)),
         }
-        let place = self.spools.get_mut(spool).expect("it was inserted above");
-        let before = std::mem::replace(place, Place { sequence, link: record.link });
-        let due = before.sequence + 1;
-        if sequence == due {
-            let follows = record::next_link(&before.link, record.body) == record.link;
-            return (!follows).then_some(Fault::Link);
+        let due = before.sequence.wrapping_add(1);
+        if sequence != due {
+            return Some(Fault::Sequence { due });
         }
-        let known = self.missing.get(spool).is_some_and(|gaps| covers(gaps, due, sequence));
-        (!known).then_some(Fault::Sequence { due })
+        (record::next_link(&before.link, record.body) != record.link).then_some(Fault::Link)
     }
 
     fn columns_agree(&self, cells: &[Option<&[u8]>], record: &Record<'_>) -> bool {
-        if record.body.len() < SHORTEST_BODY || cells[self.places.sequence].and_then(integer) != Some(record.sequence())
+        if record.body.len() < record::BODY_HEADER_BYTES
+            || cells[self.places.sequence].and_then(integer) != Some(record.sequence() as i64)
         {
             return false;
         }
@@ -214,21 +233,10 @@ impl Walk {
     }
 }
 
-/// Whether all records from `due` to before `sequence` are within gaps.
-fn covers(gaps: &[(u64, u64)], mut due: u64, sequence: u64) -> bool {
-    while due < sequence {
-        let Some((_, until)) = gaps.iter().find(|(since, until)| (*since..=*until).contains(&due)) else {
-            return false;
-        };
-        due = until + 1;
-    }
-    due == sequence
-}
-
 fn agrees(column: Column, cell: Option<&[u8]>, record: &Record<'_>, values: &[Option<&[u8]>; 256]) -> bool {
     match column {
         // The places of a row; whether they are right shows in the chain and in the tree.
-        Column::Spool | Column::Sequence | Column::Leaf | Column::Owner | Column::Body => true,
+        Column::Spool | Column::Sequence | Column::Leaf | Column::Owner | Column::Body | Column::Mac => true,
         Column::Link => cell.is_some_and(|link| link.len() == record.link.len()),
         Column::Schema => cell == Some(&(record.schema() as i16).to_be_bytes()),
         Column::Kind => cell == record.kind().map(|kind| kind.name().as_bytes()),
@@ -282,9 +290,9 @@ fn row<'a>(copied: &'a [u8], cells: &mut Vec<Option<&'a [u8]>>) -> Option<Option
     Some(Some(rest))
 }
 
-/// A bigint that is not negative.
-fn integer(cell: &[u8]) -> Option<u64> {
-    u64::try_from(i64::from_be_bytes(cell.try_into().ok()?)).ok()
+/// A bigint.
+fn integer(cell: &[u8]) -> Option<i64> {
+    Some(i64::from_be_bytes(cell.try_into().ok()?))
 }
 
 /// A whole number of type numeric: count of digits, weight of the first, sign, scale; then digits to the base 10,000.
@@ -322,12 +330,13 @@ mod tests {
     }
 
     #[test]
-    fn gaps_that_join_cover_what_is_missing_and_no_more() {
-        let gaps = [(5, 9), (2, 4)];
-        for (due, sequence, expected) in [(2, 10, true), (2, 5, true), (1, 10, false), (2, 11, false), (6, 10, true)] {
-            assert_eq!(covers(&gaps, due, sequence), expected, "{due} to {sequence}");
+    fn a_spool_ends_behind_what_is_known_to_be_missing() {
+        let mut walk = Walk::new(&columns()).unwrap();
+        for (since, until) in [(1, 4), (5, 9), (11, 12)] {
+            walk.miss(b"spool".to_vec(), since, until, [until as u8; 32]);
         }
-        assert!(!covers(&gaps, 2, 7), "a record inside a gap");
+        assert_eq!(walk.end(b"spool"), (9, [9; 32]));
+        assert_eq!(walk.end(b"other"), (0, record::first_link()));
     }
 
     fn columns() -> Vec<String> {

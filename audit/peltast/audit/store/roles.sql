@@ -16,5 +16,6 @@ GRANT UPDATE (size, frontier, tail) ON tree TO peltast_collector;
 GRANT SELECT, INSERT ON spools TO peltast_collector;
 GRANT UPDATE (sequence, link, last_seen, start, start_index, closed) ON spools TO peltast_collector;
 
-GRANT SELECT ON records, requests, spools, quarantine, tree, tiles, checkpoints, starts, gaps, legal_holds
+GRANT SELECT ON records, requests, spools, quarantine, tree, tiles, checkpoints, starts, gaps, legal_holds,
+    dropped_partitions, dropped_records
 TO peltast_auditor;

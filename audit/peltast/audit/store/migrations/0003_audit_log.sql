@@ -43,11 +43,13 @@ ALTER TABLE spools
     ADD start_index bigint,
     ADD closed boolean NOT NULL DEFAULT false;
 
--- Records that never came, and why: the spool went on at `until` + 1.
+-- Records that never came, and why: the spool went on at `until` + 1, after a record with this link. Without a link it did
+-- not go on: the record `since` is torn, and how many stood behind it nobody can tell.
 CREATE TABLE gaps (
     spool bytea NOT NULL,
     since bigint NOT NULL,
     until bigint NOT NULL,
+    link bytea CHECK (octet_length(link) = 32),
     reason text NOT NULL,
     noticed timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (spool, since)
@@ -67,6 +69,28 @@ CREATE TABLE legal_holds (
     until date NOT NULL CHECK (until >= since),
     reason text NOT NULL,
     created timestamptz NOT NULL DEFAULT now()
+);
+
+-- Days that were dropped when their time was over, and by whom. Their leaves' hashes stay in `tiles`.
+CREATE TABLE dropped_partitions (
+    day date NOT NULL,
+    dropped timestamptz NOT NULL DEFAULT now(),
+    dropped_by name NOT NULL DEFAULT session_user,
+    records bigint NOT NULL,
+    first_leaf bigint,
+    last_leaf bigint,
+    PRIMARY KEY (day, dropped)
+);
+
+-- What was dropped of each spool, a row for each run of its records. Verifying goes on behind `until` with `link`, the
+-- link there, which the tree's leaf `leaf` proves.
+CREATE TABLE dropped_records (
+    spool bytea NOT NULL,
+    since bigint NOT NULL,
+    until bigint NOT NULL CHECK (until >= since),
+    leaf bigint NOT NULL,
+    link bytea NOT NULL,
+    PRIMARY KEY (spool, since)
 );
 
 -- The namespaces that an auditor may see; '*' is all.
