@@ -30,8 +30,8 @@ log = structlog.get_logger()
 Pool: TypeAlias = "asyncpg.Pool[Any]"
 
 
-async def sign_tree(pool: Pool, signer: Signer) -> None:
-    """Signs the tree, and stores that, unless the last checkpoint is of this tree."""
+async def sign_tree(pool: Pool, signer: Signer) -> bool:
+    """Signs the tree, and stores that, unless the last checkpoint is of this tree. Tells whether it did."""
     async with pool.acquire() as connection:
         tree = await connection.fetchrow("SELECT size, frontier FROM tree")
         last = await connection.fetchrow("SELECT size, root FROM checkpoints ORDER BY size DESC LIMIT 1")
@@ -40,13 +40,15 @@ async def sign_tree(pool: Pool, signer: Signer) -> None:
         root = tree_root(size, tree["frontier"])
         if last is not None and (last["size"] > size or (last["size"] == size and last["root"] != root)):
             log.error("the tree is not the one that was signed", size=size, signed=last["size"])
-        if size and (last is None or last["size"] != size):
+        grown = size > 0 and (last is None or last["size"] != size)
+        if grown:
             await connection.execute(
                 "INSERT INTO checkpoints (size, root, note) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING",
                 size,
                 root,
                 signer.sign(size, root),
             )
+        return grown
 
 
 class Publisher:
@@ -102,7 +104,7 @@ class Publisher:
 
 
 class Checkpoints:
-    """Signs the tree every minute in which it grew."""
+    """Signs the tree when it has grown, at most once a minute."""
 
     def __init__(self, pool: Pool, signer: Signer, publishers: Sequence[Publisher]) -> None:
         self._pool = pool
@@ -115,19 +117,21 @@ class Checkpoints:
             for publisher in self._publishers:
                 group.create_task(publisher.keep_up(self._pool))
             while True:
-                await self._sign()
-                await asyncio.sleep(SIGN_SECONDS)
+                # What comes after a while of nothing is signed at once.
+                grown = await self._sign()
+                await asyncio.sleep(SIGN_SECONDS if grown else _LOOK_SECONDS)
 
     async def finish(self) -> None:
         """Signs what has come since, and gives each sink a moment to take it."""
         await self._sign()
         await asyncio.gather(*map(self._last, self._publishers))
 
-    async def _sign(self) -> None:
+    async def _sign(self) -> bool:
         try:
-            await sign_tree(self._pool, self._signer)
+            return await sign_tree(self._pool, self._signer)
         except _STORE_AWAY as error:
             log.warning("the tree cannot be signed", error=str(error))
+            return False
 
     async def _last(self, publisher: Publisher) -> None:
         try:

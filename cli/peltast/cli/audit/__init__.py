@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from peltast.cli.audit import prove, verify
+
 __all__ = ["app"]
 
 app = typer.Typer(help="What is on record: queries, reports, proofs.", no_args_is_help=True)
@@ -12,3 +14,7 @@ app = typer.Typer(help="What is on record: queries, reports, proofs.", no_args_i
 @app.callback()
 def audit() -> None:
     """What is on record: queries, reports, proofs."""
+
+
+app.command("verify")(verify.verify)
+app.command("prove")(prove.prove)
