@@ -23,6 +23,7 @@ __all__ = ["run_collector"]
 
 _MAX_CONNECTIONS = 10
 _COMMAND_TIMEOUT_SECONDS = 30.0
+_STOP_SECONDS = 0.5
 
 
 async def run_collector(settings: ControlSettings, database: str, sinks: Mapping[str, Sink], token: str) -> None:
@@ -54,7 +55,8 @@ async def run_collector(settings: ControlSettings, database: str, sinks: Mapping
                 group.create_task(server.wait_for_termination())
                 group.create_task(checkpoints.run())
         finally:
-            await server.stop(grace=None)
+            # Streams end when their other ends like, and whoever stops us does not wait for long.
+            await asyncio.wait([asyncio.ensure_future(server.stop(grace=None))], timeout=_STOP_SECONDS)
             await checkpoints.finish()
 
 

@@ -20,7 +20,7 @@ __all__ = ["Checkpoints", "Publisher", "sign_tree"]
 SIGN_SECONDS = 60.0
 _LOOK_SECONDS = 1.0
 _LONGEST_PAUSE_SECONDS = 60.0
-_LAST_SECONDS = 3.0
+_LAST_SECONDS = 1.0
 _AT_A_TIME = 100
 
 _STORE_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
