@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from peltast.cli.audit import prove, verify
+from peltast.cli.audit import disagreements, prove, verify
 
 __all__ = ["app"]
 
@@ -18,3 +18,4 @@ def audit() -> None:
 
 app.command("verify")(verify.verify)
 app.command("prove")(prove.prove)
+app.command("disagreements")(disagreements.disagreements)
