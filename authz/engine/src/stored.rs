@@ -52,6 +52,9 @@ pub struct Suspect {
     pub fault: Fault,
 }
 
+/// Number and hash of a leaf.
+pub type Leaf = (i64, Node);
+
 /// Where the chain of a spool stands.
 type Place = record::Position;
 
@@ -147,7 +150,7 @@ impl Walk {
     ///
     /// # Errors
     /// Bytes that are no rows.
-    pub fn rows(&mut self, copied: &[u8]) -> Result<(Vec<(i64, Node)>, Vec<Suspect>), CopyError> {
+    pub fn rows(&mut self, copied: &[u8]) -> Result<(Vec<Leaf>, Vec<Suspect>), CopyError> {
         let mut rest = header(copied).ok_or(CopyError::Malformed)?;
         let mut cells = Vec::with_capacity(self.columns.len());
         let (mut leaves, mut suspects) = (Vec::new(), Vec::new());
@@ -186,7 +189,7 @@ impl Walk {
         place
     }
 
-    fn row(&mut self, cells: &[Option<&[u8]>], suspects: &mut Vec<Suspect>) -> Option<(i64, Node)> {
+    fn row(&mut self, cells: &[Option<&[u8]>], suspects: &mut Vec<Suspect>) -> Option<Leaf> {
         let spool = cells[self.places.spool]?;
         let sequence = integer(cells[self.places.sequence]?)? as u64;
         let leaf = integer(cells[self.places.leaf]?)?;
