@@ -107,7 +107,7 @@ async def owner(postgres: EmbeddedPostgres) -> AsyncIterator[asyncpg.Connection]
         await migrate(connection)
         for table in TABLES:  # faster than TRUNCATE, which makes new files for every partition and index
             await connection.execute(f"DELETE FROM {table}")
-        await connection.execute("UPDATE tree SET size = 0, frontier = ''")
+        await connection.execute("UPDATE tree SET size = 0, frontier = '', tail = ''")
         yield connection
     finally:
         await connection.close()

@@ -6,8 +6,12 @@ from pathlib import Path
 import asyncpg
 import pytest
 
+from peltast.audit.store import migrate as migrate_module
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres, embedded_version
 from peltast.audit.store.migrate import migrate
+from peltast.authz._engine import grow_tree, leaf_hash
+
+MIGRATIONS = Path(migrate_module.__file__).with_name("migrations")
 
 
 @pytest.fixture
@@ -26,6 +30,26 @@ async def test_migrating_an_empty_database_applies_everything_and_again_nothing(
     assert await migrate(empty) == ["0001_records.sql", "0002_decisions.sql", "0003_audit_log.sql"]
     assert await migrate(empty) == []
     assert await empty.fetch("SELECT * FROM requests") == []
+
+
+async def test_records_that_were_there_before_the_tree_are_in_it(empty: asyncpg.Connection) -> None:
+    await empty.execute("CREATE TABLE migrations (name text PRIMARY KEY, applied timestamptz)")
+    for name in ("0001_records.sql", "0002_decisions.sql"):
+        await empty.execute((MIGRATIONS / name).read_text())
+        await empty.execute("INSERT INTO migrations VALUES ($1, now())", name)
+    await empty.execute(
+        "INSERT INTO records (spool, sequence, owner, schema, time, time_ns, body, link) "
+        "SELECT 'of sixteen bytes', n, 'spiffe://mesh.example/ns/é', 1, now(), n, '', sha256(int8send(n)) "
+        "FROM generate_series(1, 700) n"
+    )
+    assert await migrate(empty) == ["0003_audit_log.sql"]
+    rows = await empty.fetch("SELECT spool, sequence, link, owner FROM records ORDER BY leaf")
+    leaves = b"".join(leaf_hash(*row) for row in rows)
+    tiles = await empty.fetch("SELECT level, number, hashes FROM tiles ORDER BY number")
+    assert [tuple(tile) for tile in tiles] == [(0, 0, leaves[:8192]), (0, 1, leaves[8192:16384])]
+    tree = await empty.fetchrow("SELECT size, frontier, tail FROM tree")
+    assert tree is not None
+    assert tuple(tree) == (700, grow_tree(0, b"", leaves), leaves[16384:])
 
 
 async def test_a_migration_that_fails_changes_nothing(empty: asyncpg.Connection) -> None:

@@ -12,7 +12,10 @@ from support.http import Connection, ask
 from support.running import ALLOW, CLIENT, DENY, EGRESS_PORT, PELTAST, RunningMesh, eventually, is_alive
 
 from peltast.audit.chain import verify_store
+from peltast.audit.checkpoint import VerifierKey, open_checkpoint
+from peltast.audit.sinks import Folder
 from peltast.audit.spool import spool_folders
+from peltast.cli.signing import verifier_key_file
 
 
 async def status(path: str) -> int:
@@ -135,6 +138,33 @@ async def test_records_go_on_through_segments_that_are_written_again(folder: Pat
         verification = await verify_store(database)
         assert verification.sound, verification.findings
         await database.close()
+
+
+async def test_everything_on_record_is_signed_and_published(folder: Path, state: Path) -> None:
+    published = Folder(state / "checkpoints")
+    async with RunningMesh(folder, state) as mesh:
+        assert (await ask(CLIENT, EGRESS_PORT, "GET", "/open")).status == 200
+        database = await mesh.connect()
+
+        async def is_on_record() -> bool:
+            return bool(await database.fetchval("SELECT count(*) FROM requests WHERE NOT interrupted"))
+
+        async def is_published() -> bool:
+            return (state / "checkpoints").exists() and bool(await published.notes())
+
+        await eventually(is_on_record, "the request is on record")
+        await eventually(is_published, "a checkpoint is published")
+        size = await database.fetchval("SELECT size FROM tree")
+        key = VerifierKey.parse(verifier_key_file(state).read_text())
+        verification = await verify_store(database, key, {"folder": await published.notes()})
+        assert verification.sound, verification.findings
+        await database.close()
+        mesh.process.send_signal(signal.SIGINT)
+        await asyncio.wait_for(mesh.process.wait(), 5)
+    *_, last = (await published.notes()).values()
+    checkpoint = open_checkpoint(last, key)
+    assert checkpoint.origin == "peltast.dev/audit/cluster.local"
+    assert checkpoint.size >= size
 
 
 async def test_ctrl_c_ends_every_process_within_five_seconds(folder: Path, state: Path) -> None:

@@ -28,10 +28,12 @@ pub mod request;
 mod segment;
 pub mod shadow;
 pub mod spool;
+pub mod stored;
 mod template;
 #[cfg(test)]
 mod testing;
 pub mod token;
+pub mod tree;
 pub mod usage;
 
 pub use attribute::Attribute;

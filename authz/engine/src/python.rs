@@ -12,6 +12,8 @@ use pyo3::types::{PyBytes, PyDict};
 use crate::counters::{self, Counters};
 use crate::record::{self, Field, Fields, Kind, Position, RecordError, State, Type};
 use crate::request::{EditRequest, HeaderList, Headers, Request};
+use crate::stored::{Fault, Suspect, Walk};
+use crate::tree::{self, Frontier, Node};
 use crate::{
     Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Revocations, Source,
     Trust, Verdict,
@@ -399,6 +401,15 @@ fn verify_frames(
     Ok((records, position.sequence, PyBytes::new(py, &position.link).unbind()))
 }
 
+/// The record with `body`.
+#[pyfunction]
+fn read_record(py: Python<'_>, body: &[u8], link: [u8; 32]) -> PyResult<PyRecord> {
+    if body.len() < record::BODY_HEADER_BYTES {
+        return Err(refused("a record's body is cut short"));
+    }
+    PyRecord::of(py, &record::Record { body, link })
+}
+
 /// The link that the next record gets after one with `link`, given its body.
 #[pyfunction]
 fn next_link<'py>(py: Python<'py>, link: [u8; 32], body: &[u8]) -> Bound<'py, PyBytes> {
@@ -408,6 +419,97 @@ fn next_link<'py>(py: Python<'py>, link: [u8; 32], body: &[u8]) -> Bound<'py, Py
 #[pyfunction]
 fn first_link(py: Python<'_>) -> Bound<'_, PyBytes> {
     PyBytes::new(py, &record::first_link())
+}
+
+/// The hash of the tree's leaf for a record.
+#[pyfunction]
+fn leaf_hash<'py>(py: Python<'py>, spool: &[u8], sequence: u64, link: &[u8], owner: &str) -> Bound<'py, PyBytes> {
+    PyBytes::new(py, &tree::leaf(spool, sequence, link, owner.as_bytes()))
+}
+
+/// The hashes of the tree's leaves for `records`, one after the other.
+#[pyfunction]
+fn leaf_hashes<'py>(
+    py: Python<'py>,
+    spool: &[u8],
+    owner: &str,
+    records: Vec<PyRef<'py, PyRecord>>,
+) -> Bound<'py, PyBytes> {
+    let leaf = |record: &PyRef<'py, PyRecord>| {
+        tree::leaf(spool, record.sequence, record.link.bind(py).as_bytes(), owner.as_bytes())
+    };
+    PyBytes::new(py, &records.iter().map(leaf).collect::<Vec<_>>().concat())
+}
+
+/// The tree of `size` leaves with these roots of perfect trees after `leaves` were appended: its own such roots.
+#[pyfunction]
+fn grow_tree<'py>(py: Python<'py>, size: u64, frontier: &[u8], leaves: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    let mut tree = frontier_of(size, frontier)?;
+    let (leaves, rest) = leaves.as_chunks::<{ tree::NODE_BYTES }>();
+    if !rest.is_empty() {
+        return Err(refused("a leaf's hash is cut short"));
+    }
+    py.detach(|| leaves.iter().for_each(|leaf| tree.push(*leaf)));
+    Ok(PyBytes::new(py, &tree.bytes()))
+}
+
+/// The hash of the tree of `size` leaves with these roots of perfect trees.
+#[pyfunction]
+fn tree_root<'py>(py: Python<'py>, size: u64, frontier: &[u8]) -> PyResult<Bound<'py, PyBytes>> {
+    Ok(PyBytes::new(py, &frontier_of(size, frontier)?.root()))
+}
+
+fn frontier_of(size: u64, frontier: &[u8]) -> PyResult<Frontier> {
+    Frontier::new(size, frontier).ok_or_else(|| refused(format!("a tree of {size} leaves has another frontier")))
+}
+
+#[pyclass(name = "Walk")]
+struct PyWalk(Walk);
+
+/// What is wrong with a row: leaf, spool, sequence, `sequence`, `link` or `columns`, and the record that was due.
+type Suspected = (i64, Py<PyBytes>, i64, &'static str, Option<i64>);
+
+#[pymethods]
+impl PyWalk {
+    #[new]
+    fn new(columns: Vec<String>) -> PyResult<Self> {
+        Ok(Self(Walk::new(&columns).map_err(refused)?))
+    }
+
+    fn own(&mut self, spool: Vec<u8>, owner: String) {
+        self.0.own(spool, owner.into_bytes());
+    }
+
+    fn miss(&mut self, spool: Vec<u8>, since: u64, until: u64, link: [u8; 32]) {
+        self.0.miss(spool, since, until, link);
+    }
+
+    /// Goes over rows: the numbers of their leaves, the leaves' hashes one after the other, and what is wrong.
+    fn rows(&mut self, py: Python<'_>, copied: &[u8]) -> PyResult<(Vec<i64>, Py<PyBytes>, Vec<Suspected>)> {
+        let (leaves, suspects) = py.detach(|| self.0.rows(copied)).map_err(refused)?;
+        let (numbers, hashes): (Vec<i64>, Vec<Node>) = leaves.into_iter().unzip();
+        let suspects = suspects.iter().map(|suspect| suspected(py, suspect)).collect();
+        Ok((numbers, PyBytes::new(py, &hashes.concat()).unbind(), suspects))
+    }
+
+    /// Sequence and link of the last record of `spool`.
+    fn end<'py>(&self, py: Python<'py>, spool: &[u8]) -> (u64, Bound<'py, PyBytes>) {
+        let (sequence, link) = self.0.end(spool);
+        (sequence, PyBytes::new(py, &link))
+    }
+
+    fn spools<'py>(&self, py: Python<'py>) -> Vec<Bound<'py, PyBytes>> {
+        self.0.spools().map(|spool| PyBytes::new(py, spool)).collect()
+    }
+}
+
+fn suspected(py: Python<'_>, suspect: &Suspect) -> Suspected {
+    let (fault, due) = match suspect.fault {
+        Fault::Sequence { due } => ("sequence", Some(due as i64)),
+        Fault::Link => ("link", None),
+        Fault::Columns => ("columns", None),
+    };
+    (suspect.leaf, PyBytes::new(py, &suspect.spool).unbind(), suspect.sequence as i64, fault, due)
 }
 
 #[pyclass(name = "SpoolUsage", frozen)]
@@ -494,8 +596,8 @@ fn normalize_path<'py>(py: Python<'py>, program: &PyProgram, path_and_query: &[u
 mod _engine {
     #[pymodule_export]
     use super::{
-        document_hash, first_link, next_link, normalize_path, read_counters, scan_frames, skip_frames, verify_frames,
-        LoadError, PyDecider, PyDecision, PyKeySets, PyProgram, PyRecord, PyRequest, PyRevocations, PySpoolUsage,
-        PySpoolWriter,
+        document_hash, first_link, grow_tree, leaf_hash, leaf_hashes, next_link, normalize_path, read_counters,
+        read_record, scan_frames, skip_frames, tree_root, verify_frames, LoadError, PyDecider, PyDecision, PyKeySets,
+        PyProgram, PyRecord, PyRequest, PyRevocations, PySpoolUsage, PySpoolWriter, PyWalk,
     };
 }

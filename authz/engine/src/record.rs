@@ -18,7 +18,7 @@ const MAX_BODY_BYTES: usize = 1 << 20;
 /// Longest frame.
 pub(crate) const MAX_FRAME_BYTES: usize = LENGTH_BYTES + MAX_BODY_BYTES + LINK_BYTES;
 
-const BODY_HEADER_BYTES: usize = 20;
+pub(crate) const BODY_HEADER_BYTES: usize = 20;
 const LENGTH_BYTES: usize = 4;
 const LINK_BYTES: usize = 32;
 

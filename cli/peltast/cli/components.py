@@ -13,7 +13,7 @@ from peltast.cli.agent import run_agent
 from peltast.cli.collector import run_collector
 from peltast.cli.console import log_to_stderr, print_error, run_until_stopped
 from peltast.cli.control_plane import ControlPlane
-from peltast.cli.options import BasePort, Concurrency, SpoolBytes, State, TrustDomainOption
+from peltast.cli.options import BasePort, CheckpointSinks, Concurrency, SpoolBytes, State, TrustDomainOption, sinks_of
 from peltast.cli.settings import (
     DEFAULT_BASE_PORT,
     DEFAULT_CONCURRENCY,
@@ -48,6 +48,7 @@ def collector(
     database: Annotated[str, typer.Option(metavar="URL", help="PostgreSQL, as the role that collects.")],
     trust_domain: TrustDomainOption = DEFAULT_TRUST_DOMAIN,
     base_port: BasePort = DEFAULT_BASE_PORT,
+    checkpoints: CheckpointSinks = None,
 ) -> None:
     """Takes in audit records and commits them to PostgreSQL."""
     log_to_stderr()
@@ -57,7 +58,7 @@ def collector(
     except DatabaseUnusable as error:
         print_error(error)
         raise typer.Exit(1) from None
-    run_until_stopped(run_collector(settings, database, _join_token()))
+    run_until_stopped(run_collector(settings, database, sinks_of(state, checkpoints), _join_token()))
 
 
 def agent(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,18 +11,22 @@ import typer
 from spiffe import TrustDomain
 from spiffe.spiffe_id.spiffe_id import TrustDomainError
 
+from peltast.audit.sinks import Sink, sink_of
 from peltast.audit.store.retention import SHORTEST_RETENTION_DAYS
 from peltast.cli.console import Output
 
 __all__ = [
     "BasePort",
+    "CheckpointSinks",
     "Concurrency",
     "Configuration",
     "OutputOption",
     "RetentionDays",
     "SpoolBytes",
     "State",
+    "StoreDatabase",
     "TrustDomainOption",
+    "sinks_of",
 ]
 
 
@@ -60,6 +66,23 @@ RetentionDays = Annotated[
         help="Drop audit records more than N days back, each day. Default: never.",
     ),
 ]
+CheckpointSinks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--checkpoints",
+        metavar="SINK",
+        help="Where signed checkpoints go besides the store; may be given more than once: folder:PATH, "
+        "s3://BUCKET/PREFIX, syslog:HOST:PORT, syslog+tls:HOST:PORT. Default: the folder checkpoints of the state.",
+    ),
+]
 SpoolBytes = Annotated[
     int, typer.Option(min=1 << 20, help="Audit records a sidecar holds before it refuses requests, in bytes.")
 ]
+
+
+def sinks_of(state: Path, words: Sequence[str] | None) -> dict[str, Sink]:
+    """The sinks that `words` name, or the folder of the state."""
+    try:
+        return {word: sink_of(word, os.environ) for word in words or (f"folder:{state / 'checkpoints'}",)}
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--checkpoints") from error

@@ -48,6 +48,7 @@ class MeshSettings:
     spool_bytes: int
     database: str | None = None
     """The owner's URL of a PostgreSQL that others run."""
+    checkpoints: tuple[str, ...] = ()
 
     @property
     def logs(self) -> Path:
@@ -124,7 +125,8 @@ class Mesh:
         principal = self._control.control_principal("collector")
         await self._wait_for_control_plane(principal)
         database = ["--database", self._postgres.url(COLLECTOR_ROLE)]
-        self._start("collector", [*self._peltast("collector"), *database], principal=principal)
+        sinks = [argument for sink in self._settings.checkpoints for argument in ("--checkpoints", sink)]
+        self._start("collector", [*self._peltast("collector"), *database, *sinks], principal=principal)
         port = self._control.ports.collector
         await wait_until(lambda: takes_connections(LOOPBACK, port), self._complaint("collector"))
 

@@ -21,6 +21,7 @@ from peltast.cli.audit.retain import keep_retaining
 from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
 from peltast.cli.options import (
     BasePort,
+    CheckpointSinks,
     Concurrency,
     Configuration,
     RetentionDays,
@@ -28,6 +29,7 @@ from peltast.cli.options import (
     State,
     StoreDatabase,
     TrustDomainOption,
+    sinks_of,
 )
 from peltast.cli.processes import Mesh, MeshSettings, StateInUse
 from peltast.cli.readiness import NotReady, busy_addresses, mesh_addresses
@@ -75,6 +77,7 @@ def up(
     spool_bytes: SpoolBytes = DEFAULT_SPOOL_BYTES,
     retention_days: RetentionDays = None,
     database: StoreDatabase = None,
+    checkpoints: CheckpointSinks = None,
 ) -> None:
     """Runs a mesh from a folder of YAML and Rego, in the foreground, with a live feed of its decisions.
 
@@ -83,7 +86,10 @@ def up(
     """
     log_to_stderr(logging.WARNING)
     control = ControlSettings(state or configuration / _STATE, trust_domain, base_port)
-    settings = MeshSettings(configuration, control, concurrency, spool_bytes, database)
+    sinks_of(control.state, checkpoints)  # what is wrong with them is said at once
+    settings = MeshSettings(
+        configuration, control, concurrency, spool_bytes, database=database, checkpoints=tuple(checkpoints or ())
+    )
     run_until_stopped(_up(settings, retention_days))
 
 

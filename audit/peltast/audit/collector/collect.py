@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import asyncpg
 import structlog
 
+from peltast.audit.collector.leaves import append_leaves
 from peltast.audit.columns import COLUMNS, MAX_BIGINT, row
-from peltast.authz._engine import Record, first_link, skip_frames, verify_frames
+from peltast.authz._engine import Record, first_link, leaf_hashes, skip_frames, verify_frames
 
 __all__ = ["BadBatch", "NotTheOwner", "take_in"]
 
@@ -56,7 +57,7 @@ async def _take_in(connection: Connection, spool: bytes, owner: str, frames: byt
         raise BadBatch(str(error)) from error
     if records:
         await _check_ends(connection, spool, records)
-        leaf = await _take_leaves(connection, len(records))
+        leaf = await append_leaves(connection, leaf_hashes(spool, owner, records))
         rows = [row(spool, leaf + index, owner, record) for index, record in enumerate(records)]
         try:
             await connection.copy_records_to_table("records", records=rows, columns=list(COLUMNS))
@@ -76,12 +77,6 @@ async def _check_ends(connection: Connection, spool: bytes, records: Sequence[Re
     query = "SELECT EXISTS (SELECT FROM records WHERE kind = 'end' AND spool = $1 AND decision_sequence = ANY($2))"
     if len(set(ends)) < len(ends) or await connection.fetchval(query, spool, ends):
         raise BadBatch("a decision has a second end")
-
-
-async def _take_leaves(connection: Connection, number: int) -> int:
-    """The first of the tree's next `number` leaves. Nobody else takes any until the transaction ends."""
-    size: int = await connection.fetchval("UPDATE tree SET size = size + $1 RETURNING size", number)
-    return size - number
 
 
 async def _lock_spool(connection: Connection, spool: bytes, owner: str) -> tuple[int, bytes]:

@@ -27,7 +27,7 @@ GRANT USAGE ON SCHEMA public TO peltast_collector, peltast_auditor, peltast_expo
 GRANT INSERT ON records, quarantine, tiles, checkpoints, starts, gaps TO peltast_collector;
 GRANT SELECT (spool, sequence, leaf, time, kind, decision_sequence, link) ON records TO peltast_collector;
 GRANT SELECT ON tree, tiles, checkpoints, starts, gaps TO peltast_collector;
-GRANT UPDATE (size, frontier) ON tree TO peltast_collector;
+GRANT UPDATE (size, frontier, tail) ON tree TO peltast_collector;
 GRANT SELECT ON counted_requests TO peltast_auditor;
 GRANT SELECT, INSERT ON spools TO peltast_collector;
 GRANT UPDATE (sequence, link, last_seen, start, start_index, closed) ON spools TO peltast_collector;

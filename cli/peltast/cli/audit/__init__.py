@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from peltast.cli.audit import auditor, export, hold, query, report, retain, serve
+from peltast.cli.audit import auditor, disagreements, export, hold, prove, query, report, retain, serve, verify
 
 __all__ = ["app"]
 
@@ -16,11 +16,14 @@ def audit() -> None:
     """What is on record: queries, reports, proofs."""
 
 
-app.command("report")(report.report)
-app.command("verify-report")(report.verify_report)
 app.command("query")(query.query)
 app.command("serve")(serve.serve)
+app.command("report")(report.report)
+app.command("verify-report")(report.verify_report)
+app.command("verify")(verify.verify)
+app.command("prove")(prove.prove)
+app.command("disagreements")(disagreements.disagreements)
 app.command("export")(export.export)
-app.add_typer(auditor.app, name="auditor")
-app.add_typer(hold.app, name="hold")
 app.command("retain")(retain.retain)
+app.add_typer(hold.app, name="hold")
+app.add_typer(auditor.app, name="auditor")

@@ -214,7 +214,7 @@ def _show_report(report: Report, file: Path) -> None:
 async def _show_chain(connection: asyncpg.Connection[Any]) -> bool:
     verification = await verify_store(connection)
     for finding in verification.findings:
-        err.print(f"[red]spool {finding.spool} record {finding.sequence}: {escape(finding.what)}[/red]")
+        err.print(f"[red]{escape(str(finding))}[/red]")
     state = "[green]holds[/green]" if verification.sound else "[red]is broken[/red]"
     out.print(f"The chain of {verification.records} records in {verification.spools} spools {state}.")
     return verification.sound

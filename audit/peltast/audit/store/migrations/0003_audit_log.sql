@@ -1,17 +1,19 @@
 -- Records by day, in one order over all spools, which a Merkle tree and every reader that follows go by.
 
--- The tree (RFC 9162 section 2): how many leaves it has, and the roots of the perfect trees that they make up, the
--- largest first. Whoever stores records holds this row until they are committed: so leaves have neither gaps nor
--- another order than that of their commits, and a reader that has seen a leaf has seen all before it.
+-- The tree (RFC 9162 section 2): how many leaves it has, the roots of the perfect trees that they make up, the largest
+-- first, and the hashes of the leaves that have no whole tile yet. Whoever stores records holds this row until they are
+-- committed: so leaves have neither gaps nor another order than that of their commits, and a reader that has seen a leaf
+-- has seen all before it.
 CREATE TABLE tree (
     one boolean PRIMARY KEY DEFAULT true CHECK (one),
     size bigint NOT NULL DEFAULT 0,
-    frontier bytea NOT NULL DEFAULT ''
+    frontier bytea NOT NULL DEFAULT '',
+    tail bytea NOT NULL DEFAULT ''
 );
 INSERT INTO tree DEFAULT VALUES;
 
 -- Hashes of the tree, 256 to a tile: a tile of level 0 has leaves, one of level n + 1 the roots of tiles of level n
--- (C2SP tlog-tiles). Whole tiles only; what is beyond the last whole one is computed from `records`.
+-- (C2SP tlog-tiles). Whole tiles only; the hashes of later leaves are in `tree.tail`.
 CREATE TABLE tiles (
     level smallint NOT NULL,
     number bigint NOT NULL,
@@ -41,11 +43,13 @@ ALTER TABLE spools
     ADD start_index bigint,
     ADD closed boolean NOT NULL DEFAULT false;
 
--- Records that never came, and why: the spool went on at `until` + 1.
+-- Records that never came, and why: the spool went on at `until` + 1, after a record with this link. Without a link it did
+-- not go on: the record `since` is torn, and how many stood behind it nobody can tell.
 CREATE TABLE gaps (
     spool bytea NOT NULL,
     since bigint NOT NULL,
     until bigint NOT NULL,
+    link bytea CHECK (octet_length(link) = 32),
     reason text NOT NULL,
     noticed timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (spool, since)
@@ -198,7 +202,50 @@ SELECT
     dry_run_deny_policy, dry_run_deny_rule, dry_run_allow, dry_run_allow_policy, dry_run_allow_rule, audit_rules
 FROM records_before;
 DROP TABLE records_before;
-UPDATE tree SET size = (SELECT count(*) FROM records);
+
+-- The tree over what was there before, as the collector grows it (`audit/peltast/audit/collector/leaves.py`).
+CREATE FUNCTION pg_temp.perfect_root(hashes bytea) RETURNS bytea LANGUAGE plpgsql AS $$
+DECLARE half int := octet_length(hashes) / 2;
+BEGIN
+    IF half = 16 THEN
+        RETURN hashes;
+    END IF;
+    RETURN sha256('\x01' || pg_temp.perfect_root(substr(hashes, 1, half)) || pg_temp.perfect_root(substr(hashes, half + 1)));
+END $$;
+
+DO $$
+DECLARE
+    stored record;
+    hash bytea;
+    here int;
+    number int;
+    tails bytea[] := ARRAY['\x'::bytea, '\x', '\x', '\x'];
+    grown bytea := '';
+BEGIN
+    FOR stored IN SELECT spool, sequence, link, owner FROM records ORDER BY leaf LOOP
+        hash := sha256('\x00' || stored.spool || int8send(stored.sequence) || stored.link
+            || convert_to(stored.owner, 'UTF8'));
+        here := 0;
+        LOOP
+            tails[here + 1] := tails[here + 1] || hash;
+            EXIT WHEN octet_length(tails[here + 1]) < 256 * 32;
+            INSERT INTO tiles SELECT here, count(*), tails[here + 1] FROM tiles WHERE level = here;
+            hash := pg_temp.perfect_root(tails[here + 1]);
+            tails[here + 1] := '';
+            here := here + 1;
+        END LOOP;
+    END LOOP;
+    FOR level IN REVERSE 3..0 LOOP
+        number := octet_length(tails[level + 1]) / 32;
+        FOR bit IN REVERSE 7..0 LOOP
+            IF number & (1 << bit) <> 0 THEN
+                grown := grown || pg_temp.perfect_root(
+                    substr(tails[level + 1], (number >> (bit + 1) << (bit + 1)) * 32 + 1, (1 << bit) * 32));
+            END IF;
+        END LOOP;
+    END LOOP;
+    UPDATE tree SET size = (SELECT count(*) FROM records), frontier = grown, tail = tails[1];
+END $$;
 
 -- One row an inbound request, and one a connection that was refused before any. A decision whose end is missing is
 -- interrupted: its sidecar died, or the request still runs. `ended_…` is the later decision that ended what this one let
