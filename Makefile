@@ -6,7 +6,8 @@ RUST := Cargo.toml Cargo.lock $(shell find authz/engine proxy/filter -name '*.rs
 LIBRARIES := authz/peltast/authz/_engine.abi3.so proxy/peltast/proxy/libpeltast_filter.so
 INSTALLED := .venv/.installed
 PROTOS := identity/peltast/identity/protos/ca.proto identity/peltast/identity/protos/join.proto \
-          audit/peltast/audit/protos/collector.proto authz/peltast/authz/protos/revocation.proto
+          audit/peltast/audit/protos/collector.proto audit/peltast/audit/protos/start.proto \
+          authz/peltast/authz/protos/revocation.proto
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test unit e2e soak lint bench build protos clean

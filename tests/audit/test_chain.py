@@ -4,10 +4,10 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.starts import take_in
 
 from peltast.audit import chain
 from peltast.audit.chain import Finding, Verification, verify_store
-from peltast.audit.collector.collect import take_in
 from peltast.audit.columns import COLUMNS, row
 from peltast.authz._engine import first_link, verify_frames
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.starts import take_in
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.query import follow, requests
 from peltast.audit.reports.access import access_report
 from peltast.audit.reports.plaintext import plaintext_report

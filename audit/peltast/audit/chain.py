@@ -55,14 +55,22 @@ async def verify_store(connection: asyncpg.Connection[Any]) -> Verification:
 async def _verify_spool(connection: asyncpg.Connection[Any], cursor: asyncpg.Record) -> tuple[Finding | None, int]:
     spool, end = cursor["spool"], cursor["sequence"]
     link, expected = first_link(), 1
+    gaps = {
+        gap["since"]: gap
+        for gap in await connection.fetch(
+            "SELECT since, until, link FROM gaps WHERE spool = $1 AND link IS NOT NULL", spool
+        )
+    }
 
     def finding(sequence: int, what: str) -> tuple[Finding, int]:
         return Finding(spool.hex(), sequence, what), expected - 1
 
     async for stored in _rows(connection, spool):
+        if stored["sequence"] != expected and expected in gaps:  # noted when it was found: not lost in the store
+            link, expected = gaps[expected]["link"], gaps[expected]["until"] + 1
         if stored["sequence"] != expected:
             return finding(expected, f"the record is missing; {stored['sequence']} follows")
-        frame = len(stored["body"]).to_bytes(4, "little") + stored["body"] + stored["link"]
+        frame = len(stored["body"]).to_bytes(4, "little") + stored["body"] + stored["link"] + (stored["mac"] or b"")
         try:
             [record], _, link = verify_frames(expected - 1, link, frame)
         except ValueError:

@@ -60,7 +60,7 @@ TEXT_FIELDS = (
     "claims",
 )
 _FIELDS = BYTES_FIELDS + NUMBER_FIELDS + TEXT_FIELDS
-_OWN = ("spool", "sequence", "leaf", "owner", "schema", "kind", "time", "time_ns", "body", "link")
+_OWN = ("spool", "sequence", "leaf", "owner", "schema", "kind", "time", "time_ns", "body", "link", "mac")
 
 COLUMNS = _OWN + _FIELDS
 
@@ -74,7 +74,7 @@ def row(spool: bytes, leaf: int, owner: str, record: Record) -> tuple[Any, ...]:
     """The row of `record`, which is the tree's leaf `leaf`, in the order of :data:`COLUMNS`."""
     shown = _EPOCH + timedelta(microseconds=min(record.time_ns, _LAST_TIME_NS) // 1000)
     place = (spool, record.sequence, leaf, owner)
-    own = (record.schema, record.kind, shown, record.time_ns, record.body, record.link)
+    own = (record.schema, record.kind, shown, record.time_ns, record.body, record.link, record.mac)
     fields = record.fields
     return (
         place

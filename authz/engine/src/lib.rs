@@ -14,6 +14,7 @@ pub mod counters;
 pub mod decide;
 pub mod decision;
 pub mod document;
+pub mod head;
 mod index;
 mod mapped;
 pub mod path;
@@ -21,12 +22,14 @@ mod pattern;
 pub mod program;
 #[cfg(feature = "python")]
 mod python;
+pub mod ratchet;
 pub mod record;
 mod rego;
 pub mod request;
 mod segment;
 pub mod shadow;
 pub mod spool;
+pub mod start;
 mod template;
 #[cfg(test)]
 mod testing;

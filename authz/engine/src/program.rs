@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::attribute::{Attribute, Facts};
-use crate::document::{Action, Document, Policy, Rule, Tier, SCHEMA};
+use crate::document::{Action, Document, Policy, Rule, SpoolSettings, Tier, SCHEMA};
 use crate::index::Policies;
 use crate::path::Normalization;
 use crate::rego::{Rego, RegoError};
@@ -61,6 +61,7 @@ pub struct Program {
     trusted_proxies: usize,
     tells_policy: bool,
     plaintext: BTreeSet<u16>,
+    spool: SpoolSettings,
 }
 
 /// The policies that decide by rules alone.
@@ -123,6 +124,7 @@ impl Program {
             trusted_proxies: document.workload.trusted_proxies,
             tells_policy: document.workload.tells_policy,
             plaintext: document.workload.plaintext,
+            spool: document.spool,
         })
     }
 
@@ -154,6 +156,11 @@ impl Program {
     /// Whether whoever is denied learns the name of the policy that denied.
     pub fn tells_policy(&self) -> bool {
         self.tells_policy
+    }
+
+    /// What is done with audit records before they are shipped.
+    pub fn spool(&self) -> &SpoolSettings {
+        &self.spool
     }
 
     /// `request`, with its verified `token`, as rules see it.

@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from peltast.policies.kinds.audit import AuditPolicySpec
+from peltast.policies.kinds.audit import AuditPolicySpec, OnSpoolFull
 from peltast.policies.kinds.authorization import (
     Action,
     AuthorizationPolicySpec,
@@ -70,6 +70,7 @@ def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
             "policies": [
                 policy(resource, trust_domains, snapshot.target_ports(resource, workload)) for resource in policies
             ],
+            **({"spool": settings} if (settings := spool_settings(snapshot, workload)) else {}),
         }
     )
 
@@ -85,6 +86,21 @@ def tells_policy(snapshot: Snapshot, workload: Workload) -> bool:
     """Whether whoever is denied learns the policy's name: there is an AuditPolicy for `workload`, and each says so."""
     says = [resource.spec.denials.policy_name for resource in snapshot.applying_to(workload, AuditPolicySpec)]
     return bool(says) and all(says)
+
+
+def spool_settings(snapshot: Snapshot, workload: Workload) -> Json:
+    """What the sidecar of `workload` does with records before they are shipped, but for the defaults.
+
+    Where AuditPolicies differ, the one holds by which less is lost.
+    """
+    specs = [resource.spec for resource in snapshot.applying_to(workload, AuditPolicySpec)]
+    intervals = [spec.synced_every for spec in specs if spec.synced_every is not None]
+    settings: Json = {}
+    if {spec.on_spool_full for spec in specs} - {None} == {OnSpoolFull.DROP}:
+        settings["drop_when_full"] = True
+    if intervals:
+        settings["sync_interval_ms"] = min(intervals) // timedelta(milliseconds=1)
+    return settings
 
 
 def compile_keys(snapshot: Snapshot, workload: Workload, fetched: Mapping[KeySource, Json]) -> bytes:

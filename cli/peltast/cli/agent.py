@@ -8,6 +8,7 @@ import grpc
 
 from peltast.audit.shipper import Shipper
 from peltast.cli.settings import ControlSettings
+from peltast.cli.starts import KeyCache, Starter
 from peltast.identity.client import IdentityClient
 from peltast.identity.rpc import channel_credentials, open_channel
 from peltast.proxy.agent.agent import Agent, AgentSettings
@@ -29,6 +30,13 @@ async def run_agent(settings: AgentSettings, control: ControlSettings, token: st
 
     shipper = Shipper(settings.spool, settings.spool_bytes, collector_channel)
     await identity.start(token)
+    keys = KeyCache(settings.state / "audit-keys.pb", collector_channel)
+    starter = Starter(settings.spool, settings.state / "audit-start.sha256", lambda: identity.svid)
+
+    async def before_start() -> None:
+        starter.write(await keys.get())
+
     async with asyncio.TaskGroup() as group:
         group.create_task(shipper.run())
-        group.create_task(Agent(settings, identity, envoy).run())
+        group.create_task(keys.refresh())
+        group.create_task(Agent(settings, identity, envoy, before_start).run())

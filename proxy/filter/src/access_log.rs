@@ -7,7 +7,7 @@ use peltast_engine::token::path_without_token;
 use peltast_engine::Decision;
 
 use crate::abi;
-use crate::connection;
+use crate::connection::{self, Left};
 use crate::envoy::LogEntry;
 use crate::worker::{self, Ended, Now, Worker};
 
@@ -46,13 +46,17 @@ impl Logger {
         worker::with(|worker| match self {
             Self::Inbound => {
                 let ended = worker.ended.take();
-                record(worker, entry, Kind::End, |fields| fill_end(fields, entry, ended.as_ref()));
+                if !matches!(ended, Some(Ended::Dropped)) {
+                    record(worker, entry, Kind::End, |fields| fill_end(fields, entry, ended.as_ref()));
+                }
                 worker.publish_counters();
             }
             Self::Outbound => record(worker, entry, Kind::Outbound, |fields| fill_outbound(fields, entry)),
             Self::Listener => log_refusal(worker, entry),
             Self::InboundConnection => match connection::left_for_log(entry) {
-                Some(decision) => {
+                Some(Left::Dropped) => {}
+                Some(left) => {
+                    let decision = if let Left::Recorded(decision) = left { Some(decision) } else { None };
                     let by = decision.and_then(|decision| worker.ended_connections.remove(&decision));
                     record(worker, entry, Kind::End, |fields| fill_connection_end(fields, entry, decision, by));
                 }
@@ -80,13 +84,13 @@ fn record(worker: &mut Worker, entry: &LogEntry, kind: Kind, fill: impl FnOnce(&
 /// later decision did that; the end of one without (malformed, or before any program) says what is known of it.
 fn fill_end(fields: &mut Fields<'_>, entry: &LogEntry, ended: Option<&Ended>) {
     match ended {
-        Some(Ended { decision, by }) => {
+        Some(Ended::Recorded { decision, by }) => {
             fields.number(Field::DecisionSequence, *decision);
             if let Some(by) = by {
                 fill_ended_by(fields, by);
             }
         }
-        None => {
+        Some(Ended::Dropped) | None => {
             fields.optional(Field::SourcePrincipal, entry.peer_uri_sans());
             fields.optional(Field::SourceAddress, entry.attribute(abi::ATTRIBUTE_SOURCE_ADDRESS));
             fields.optional(Field::ConnectionSecurityPolicy, (!entry.is_tls()).then_some(PLAINTEXT));

@@ -5,13 +5,15 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use flate2::read::ZlibDecoder;
 use peltast_engine::counters::CounterFile;
+use peltast_engine::start::Start;
 use peltast_engine::usage::Usage;
 use peltast_engine::{KeySets, Program, Revocations, Trust};
 
-use crate::live;
+use crate::{live, process};
 
 /// Folder that the agent ships from. Set by the agent and not by xDS: the control plane does not choose where a node
 /// writes.
@@ -56,6 +58,7 @@ impl FilterConfig {
         };
         GENERATION.fetch_add(1, Ordering::Release);
         live::look_now();
+        process::start();
         Ok(loaded)
     }
 }
@@ -78,11 +81,18 @@ fn inflate(config: &[u8], bound: u64) -> Result<Vec<u8>, String> {
 /// one is decided again by the newest.
 pub(crate) struct Workload(RwLock<Arc<Program>>);
 
+static WORKLOADS: Mutex<Vec<(String, &'static Workload)>> = Mutex::new(Vec::new());
+
+/// How often records are to be brought to the disk; none where they need not be.
+pub(crate) fn sync_interval() -> Option<Duration> {
+    let workloads = WORKLOADS.lock().unwrap_or_else(PoisonError::into_inner);
+    workloads.iter().filter_map(|(_, workload)| workload.program().spool().sync_interval()).min()
+}
+
 impl Workload {
     /// Puts `program` in force for its workload.
     pub(crate) fn take(program: Program) -> &'static Self {
-        static ALL: Mutex<Vec<(String, &'static Workload)>> = Mutex::new(Vec::new());
-        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = WORKLOADS.lock().unwrap_or_else(PoisonError::into_inner);
         let (principal, program) = (program.principal().to_owned(), Arc::new(program));
         if let Some((_, known)) = all.iter().find(|(name, _)| *name == principal) {
             *known.0.write().unwrap_or_else(PoisonError::into_inner) = program;
@@ -144,6 +154,7 @@ pub(crate) fn generation() -> u64 {
 pub(crate) struct SpoolRoot {
     pub(crate) folder: PathBuf,
     pub(crate) usage: Arc<Usage>,
+    pub(crate) start: Arc<Start>,
     /// What the caches do, for whoever looks (`peltast proxy cache`).
     pub(crate) caches: CounterFile,
 }
@@ -165,8 +176,9 @@ fn open_spool_root() -> Result<SpoolRoot, String> {
     };
     let refused = |error: std::io::Error| format!("{}: {error}", folder.display());
     let usage = Usage::open(&folder, bound).map_err(refused)?;
+    let start = Start::take(&folder).map_err(|error| format!("{}: {error}", folder.join("start").display()))?;
     let caches = CounterFile::create(&folder.join("caches")).map_err(refused)?;
-    Ok(SpoolRoot { usage: Arc::new(usage), caches, folder })
+    Ok(SpoolRoot { usage: Arc::new(usage), start: Arc::new(start), caches, folder })
 }
 
 #[cfg(test)]

@@ -29,6 +29,8 @@ pub(crate) struct StreamState {
     generation: u64,
     /// Sequence of the decision record, once it is written.
     recorded: Option<u64>,
+    /// Whether it was let through without one.
+    dropped: bool,
     response_headers: Vec<(String, String)>,
     /// Boxed: few streams ask.
     question: Option<Box<Asked>>,
@@ -84,6 +86,7 @@ impl StreamState {
             program: workload.program(),
             generation,
             recorded: None,
+            dropped: false,
             response_headers: Vec::new(),
             question: None,
             peer_ends_ms: 0,
@@ -140,7 +143,8 @@ impl StreamState {
 
     /// Leaves word for the access logger, and does not leave others waiting.
     pub(crate) fn on_complete(&mut self) {
-        let ended = self.recorded.map(|decision| Ended { decision, by: self.ended_by.take() });
+        let recorded = self.recorded.map(|decision| Ended::Recorded { decision, by: self.ended_by.take() });
+        let ended = recorded.or(self.dropped.then_some(Ended::Dropped));
         worker::with(|worker| worker.ended = ended);
         self.give_up_asking();
     }
@@ -230,7 +234,7 @@ impl StreamState {
         let now = Now::read();
         let downstream = downstream(stream);
         self.peer_ends_ms = downstream.ends_ms();
-        if !worker::with(|worker| worker.has_room()) {
+        if !worker::with(|worker| worker.may_decide(&self.program)) {
             return Step::Concluded(self.refuse(stream, Reason::SpoolUnavailable, &downstream, now));
         }
         if let Err(reason) = downstream.check(&self.program, now.ms()) {
@@ -276,7 +280,7 @@ impl StreamState {
         }
     }
 
-    /// Writes the decision record. A decision that cannot be recorded is a denial.
+    /// Writes the decision record. A decision that cannot be recorded is a denial, or dropped.
     fn record(
         &mut self,
         stream: &Stream,
@@ -292,8 +296,13 @@ impl StreamState {
             token: answer.token.as_deref(),
             trusted: Some(trusted),
         };
-        self.recorded = self.write(stream, &outcome, now);
+        let drops = worker::with(|worker| worker.leaves_reserve(&self.program, &answer.decision));
+        self.recorded = if drops { None } else { self.write(stream, &outcome, now) };
         if self.recorded.is_some() {
+            return answer;
+        }
+        self.dropped = worker::with(|worker| worker.drop_record(&self.program, &answer.decision, now));
+        if self.dropped {
             return answer;
         }
         let decision = Decision::without_policy(Effect::Deny, Reason::SpoolUnavailable, self.program.hash());
