@@ -75,9 +75,13 @@ def test_audit_md_has_every_reason_of_a_refusal() -> None:
 def test_audit_md_has_every_act() -> None:
     source = "".join(
         (ROOT / file).read_text()
-        for file in ("cli/peltast/cli/control_plane.py", "identity/peltast/identity/ca/service.py")
+        for file in (
+            "cli/peltast/cli/control_plane.py",
+            "identity/peltast/identity/ca/service.py",
+            "audit/peltast/audit/collector/collect.py",
+        )
     )
-    declared = set(re.findall(r'"((?:svid|configuration|resource|keys|token)\.(?!pem)\w+)"', source))
+    declared = set(re.findall(r'"((?:svid|configuration|resource|keys|spool|token)\.(?!pem)\w+)"', source))
     told = {action for action, _ in rows(document("audit.md"), "| `handshake_failed`")}
     assert told == declared
 

@@ -51,17 +51,17 @@ fn run() {
     let Ok(root) = spool_root() else { return }; // every request is denied, and told why
     let (mut beat, mut synced) = (Instant::now(), Instant::now());
     loop {
-        let interval = sync_interval();
-        thread::sleep(interval.map_or(PERIOD, |interval| interval.min(PERIOD)));
         let due = beat.elapsed() >= HEARTBEAT;
         if due {
             beat = Instant::now();
         }
         tell(write(root, due), "record");
+        let interval = sync_interval();
         if interval.is_some_and(|interval| synced.elapsed() >= interval) {
             synced = Instant::now();
             tell(spool::sync(&root.folder), "sync");
         }
+        thread::sleep(interval.map_or(PERIOD, |interval| interval.min(PERIOD)));
     }
 }
 
