@@ -5,8 +5,10 @@ BIN := .venv/bin
 RUST := Cargo.toml Cargo.lock $(shell find authz/engine proxy/filter -name '*.rs' -o -name Cargo.toml)
 LIBRARIES := authz/peltast/authz/_engine.abi3.so proxy/peltast/proxy/libpeltast_filter.so
 INSTALLED := .venv/.installed
-PROTOS := identity/peltast/identity/protos/act.proto identity/peltast/identity/protos/ca.proto identity/peltast/identity/protos/join.proto \
-          audit/peltast/audit/protos/collector.proto authz/peltast/authz/protos/revocation.proto
+PROTOS := identity/peltast/identity/protos/act.proto identity/peltast/identity/protos/ca.proto \
+          identity/peltast/identity/protos/join.proto \
+          audit/peltast/audit/protos/collector.proto audit/peltast/audit/protos/start.proto \
+          authz/peltast/authz/protos/revocation.proto
 
 # Several tests at a time need networks of their own, which only root can make.
 WORKERS := $(shell [ "$$(id -u)" = 0 ] && command -v ip >/dev/null && echo 2 || echo 0)

@@ -23,15 +23,17 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import asyncpg
+from support.starts import keyring, start
 from support.store import started
 
 from peltast.audit.chain import verify_store
-from peltast.audit.collector.collect import take_in
+from peltast.audit.collector.collect import Collector
 from peltast.audit.columns import COLUMNS, row
-from peltast.audit.spool import SpoolReader
+from peltast.audit.protos.collector_pb2 import Batch
+from peltast.audit.spool import SpoolReader, read_segment
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
-from peltast.authz._engine import SpoolUsage, SpoolWriter, first_link, verify_frames
+from peltast.authz._engine import SpoolUsage, SpoolWriter, first_link, scan_frames, verify_frames
 
 OWNER = "spiffe://cluster.local/ns/shop/sa/catalog"
 DAYS = 10
@@ -102,7 +104,7 @@ async def make_database(postgres: EmbeddedPostgres, name: str) -> None:
 
 def write_spool(root: Path, requests: int) -> Path:
     """A spool of as many requests, each a decision and an end, as a sidecar writes them."""
-    writer = SpoolWriter(root, SpoolUsage(root, 1 << 32), time.time_ns())
+    writer = SpoolWriter(root, SpoolUsage(root, 1 << 32), start(OWNER), time.time_ns())
     for number in range(requests):
         decision = writer.append("decision", time.time_ns(), decision_fields(number))
         end = {"decision_sequence": decision, "status": 200, "bytes_sent": 512, "duration_ns": 1_000_000 + number}
@@ -140,21 +142,10 @@ def decision_fields(number: int) -> dict[str, str | bytes | int]:
 
 def batches(folder: Path) -> Iterator[bytes]:
     """What a shipper sends of the spool, a batch at a time."""
-    reader, sequence = SpoolReader(folder), 0
-    while frames := reader.read():
-        records = verify_count(frames)
-        sequence += records
+    reader = SpoolReader(folder)
+    while found := scan_frames(frames := reader.read()):
         yield frames
-        reader.acknowledge(sequence)
-
-
-def verify_count(frames: bytes) -> int:
-    """How many frames these are."""
-    count, offset = 0, 0
-    while offset < len(frames):
-        offset += 4 + int.from_bytes(frames[offset : offset + 4], "little") + 32
-        count += 1
-    return count
+        reader.acknowledge(found[1])
 
 
 async def measure_storing(postgres: EmbeddedPostgres, requests: int, rounds: int) -> list[Result]:
@@ -189,9 +180,7 @@ def all_rows(folder: Path) -> list[tuple[Any, ...]]:
     """The rows that the spool's records are."""
     link, sequence, rows = first_link(), 0, []
     for segment in sorted(folder.glob("*.segment")):
-        contents = segment.read_bytes()
-        frames = contents[8 : 8 + int.from_bytes(contents[:8], "little")]
-        records, sequence, link = verify_frames(sequence, link, frames)
+        records, sequence, link = verify_frames(sequence, link, read_segment(segment))
         rows += [row(bytes.fromhex(folder.name), record.sequence - 1, OWNER, record) for record in records]
     return rows
 
@@ -207,9 +196,10 @@ async def copy_rows(owner: asyncpg.Connection[Any], rows: Sequence[tuple[Any, ..
 async def store(owner: asyncpg.Connection[Any], collector: asyncpg.Connection[Any], folder: Path) -> float:
     """Seconds until all of the spool is committed."""
     await empty(owner)
+    core = Collector(keyring(), lambda *_: None)
     started = time.perf_counter()
     for frames in batches(folder):
-        await take_in(collector, bytes.fromhex(folder.name), OWNER, frames)
+        await core.take_in(collector, OWNER, Batch(spool=bytes.fromhex(folder.name), frames=frames))
     return time.perf_counter() - started
 
 
@@ -224,7 +214,9 @@ async def verify(owner: asyncpg.Connection[Any]) -> float:
 
 async def empty(owner: asyncpg.Connection[Any]) -> None:
     """Takes everything out of the store, and lets the disk come to rest."""
-    await owner.execute("TRUNCATE records, spools, tiles; UPDATE tree SET size = 0, frontier = ''; CHECKPOINT")
+    await owner.execute(
+        "TRUNCATE records, spools, starts, tiles; UPDATE tree SET size = 0, frontier = '', tail = ''; CHECKPOINT"
+    )
 
 
 # Finding --------------------------------------------------------------------------------------------------------------

@@ -7,14 +7,15 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from support.starts import PRINCIPAL, start_contents, take_in
 from support.store import partitions, started
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.spool import SpoolReader, read_segment
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
-from peltast.authz._engine import SpoolUsage, SpoolWriter
+from peltast.authz._engine import SpoolStart, SpoolUsage, SpoolWriter
 
+HEADER_BYTES = 48
 BOUND = 64 * 1024 * 1024
 START_NS = 1_790_000_000 * 10**9
 
@@ -32,12 +33,14 @@ class Spool:
 
     root: Path
     usage: SpoolUsage
+    owner: str = PRINCIPAL
     writer: SpoolWriter | None = None
     clock: int = field(default=START_NS)
 
     def __post_init__(self) -> None:
+        self.start = start_contents(self.owner)
         before = set(self.root.iterdir())
-        self.writer = SpoolWriter(self.root, self.usage, self.clock)
+        self.writer = SpoolWriter(self.root, self.usage, SpoolStart(self.start), self.clock)
         [self.folder] = [each for each in self.root.iterdir() if each.is_dir() and each not in before]
 
     def append(self, kind: str = "decision", **fields: Value) -> int:
@@ -46,7 +49,15 @@ class Spool:
         return self.writer.append(kind, self.clock, fields)
 
     def die(self) -> None:
+        """As a process that is killed: nothing says that the spool is closed."""
+        written = {segment: segment.read_bytes() for segment in self.segments}
         self.writer = None
+        for segment, content in written.items():
+            segment.write_bytes(content)
+
+    def close(self) -> None:
+        assert self.writer is not None, "the writer is dead"
+        self.writer.close()
 
     @property
     def id(self) -> bytes:
@@ -62,7 +73,8 @@ class Spool:
 
     def damage(self, frames: bytes) -> None:
         """Makes `frames` all that the first segment holds, as something that comes to the disk might."""
-        self.segments[0].write_bytes(len(frames).to_bytes(8, "little") + frames)
+        header = self.segments[0].read_bytes()[8:HEADER_BYTES]
+        self.segments[0].write_bytes(len(frames).to_bytes(8, "little") + header + frames)
 
     def reader(self) -> SpoolReader:
         return SpoolReader(self.folder)
@@ -143,7 +155,7 @@ async def auditor(postgres: EmbeddedPostgres, owner: asyncpg.Connection) -> Asyn
 
 @pytest.fixture
 def principal() -> str:
-    return "spiffe://mesh.example/ns/bookshop/sa/catalog"
+    return PRINCIPAL
 
 
 @pytest.fixture

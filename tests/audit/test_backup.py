@@ -10,10 +10,10 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.starts import take_in
 from support.store import partitions
 
 from peltast.audit.chain import verify_store
-from peltast.audit.collector.collect import take_in
 from peltast.audit.store.auditors import Auditor, add_auditor, remove_auditor
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres, postgres_tool
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate

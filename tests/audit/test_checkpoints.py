@@ -18,11 +18,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from moto.server import ThreadedMotoServer
+from support.starts import take_in
 
 from peltast.audit.checkpoint import Signer, open_checkpoint
 from peltast.audit.collector import checkpoints as module
 from peltast.audit.collector.checkpoints import Checkpoints, Publisher, sign_tree
-from peltast.audit.collector.collect import take_in
 from peltast.audit.sinks import S3, Folder, Published, SinkFailed, Syslog, sink_of, source_of
 from peltast.audit.store.embedded import EmbeddedPostgres
 from peltast.audit.store.migrate import COLLECTOR_ROLE

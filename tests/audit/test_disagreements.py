@@ -5,8 +5,8 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.starts import take_in
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.disagreements import disagreements
 
 Connection = asyncpg.Connection

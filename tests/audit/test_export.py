@@ -14,8 +14,8 @@ import pytest
 from support.https import HttpsServer
 from support.receivers import RSYSLOGD, HttpServer, Rsyslog, rejecting, rotel, rotel_running, until
 from support.rows import row
+from support.starts import take_in
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.export import send
 from peltast.audit.export.cursor import Cursor, Taken, open_cursor, standings
 from peltast.audit.export.http import OtlpReceiver, retry_after_seconds

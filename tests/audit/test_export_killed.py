@@ -14,8 +14,8 @@ from typing import Any
 import asyncpg
 import pytest
 from support.receivers import RSYSLOGD, HttpServer, Rsyslog, until
+from support.starts import take_in
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.store.migrate import EXPORTER_ROLE
 
 Connection = asyncpg.Connection

@@ -23,9 +23,9 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from support.running import eventually
+from support.starts import take_in
 
 from peltast.audit.chain import verify_store
-from peltast.audit.collector.collect import take_in
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
 from peltast.audit.store.url import DatabaseUnusable, as_role, check_database_url, with_password, without_password

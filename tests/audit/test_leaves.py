@@ -5,8 +5,8 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.starts import take_in
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.collector.leaves import append_leaves
 from peltast.audit.tree import TILE
 from peltast.authz._engine import grow_tree, leaf_hash, tree_root

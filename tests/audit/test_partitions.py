@@ -11,10 +11,10 @@ from typing import Any
 import asyncpg
 import pytest
 from structlog.testing import capture_logs
+from support.starts import take_in
 from support.store import partitions
 
 from peltast.audit.chain import verify_store
-from peltast.audit.collector.collect import take_in
 from peltast.audit.store.embedded import EmbeddedPostgres
 from peltast.audit.store.migrate import COLLECTOR_ROLE
 from peltast.audit.store.partitions import ensure_partitions, keep_partitions

@@ -11,10 +11,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
+from support.starts import take_in
 
 from peltast.audit.checkpoint import Signer
 from peltast.audit.collector.checkpoints import sign_tree
-from peltast.audit.collector.collect import take_in
 from peltast.audit.collector.leaves import append_leaves
 from peltast.audit.proof import BadProof, NotProvable, Proof, _span_hash, prove
 from peltast.audit.store.embedded import EmbeddedPostgres

@@ -13,8 +13,8 @@ from typing import Any
 import asyncpg
 import pytest
 from support.running import eventually
+from support.starts import take_in
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.query import read, sql
 from peltast.audit.query.parse import parse
 from peltast.audit.query.query import Order, Query

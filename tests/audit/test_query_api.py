@@ -16,11 +16,11 @@ import asyncpg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.starts import take_in
 
 from peltast.audit.api.application import MAX_RUNNING, AuditApi, Caller
 from peltast.audit.api.endpoint import ENDPOINTS, MAX_LIMIT
 from peltast.audit.api.openapi import openapi
-from peltast.audit.collector.collect import take_in
 from peltast.audit.query.parse import PARAMETERS
 from peltast.audit.store.embedded import EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE

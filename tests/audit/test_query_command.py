@@ -17,9 +17,9 @@ from typing import Any
 
 import pytest
 from support.running import PELTAST, eventually
+from support.starts import take_in
 from typer.testing import CliRunner
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.store.embedded import EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE
 from peltast.cli.main import app

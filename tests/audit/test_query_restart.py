@@ -11,8 +11,8 @@ from typing import Any
 
 import asyncpg
 from support.running import eventually
+from support.starts import take_in
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.query import read
 from peltast.audit.query.query import Query
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres

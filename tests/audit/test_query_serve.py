@@ -24,9 +24,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from spiffe import SpiffeId, TrustDomain
 from support.running import PELTAST, eventually
+from support.starts import take_in
 from typer.testing import CliRunner
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE
 from peltast.cli.audit.serve import caller_named

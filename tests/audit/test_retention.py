@@ -11,11 +11,11 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.starts import take_in
 from support.store import partitions
 from typer.testing import CliRunner
 
 from peltast.audit.chain import verify_store
-from peltast.audit.collector.collect import take_in
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.audit.store.holds import Hold, InvalidHold, add_hold, holds, remove_hold
 from peltast.audit.store.partitions import ensure_partitions

@@ -12,9 +12,9 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.starts import take_in
 from typer.testing import CliRunner
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.store.auditors import Auditor, InvalidAuditor, add_auditor, auditors, remove_auditor
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
 from peltast.cli.main import app

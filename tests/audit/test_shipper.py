@@ -11,11 +11,12 @@ from typing import Any
 import asyncpg
 import grpc
 import pytest
+from support.starts import KEYS, keyring, take_in
 
 from peltast.audit.chain import verify_store
-from peltast.audit.collector.collect import take_in
+from peltast.audit.collector.collect import Collector as CollectorCore
 from peltast.audit.collector.service import collector_methods
-from peltast.audit.protos.collector_pb2 import Acknowledgement, Batch
+from peltast.audit.protos.collector_pb2 import Acknowledgement, AuditKeys, Batch, KeysRequest
 from peltast.audit.shipper import COLLECTOR_SERVICE, Shipper
 from peltast.audit.spool import spool_bytes
 from peltast.audit.store.embedded import EmbeddedPostgres
@@ -46,8 +47,8 @@ class Collector:
 
     async def start(self) -> None:
         self._server = grpc.aio.server(options=server_options)
-        methods = collector_methods(self._pool, self._caller)
-        self._server.add_generic_rpc_handlers((generic_handler(COLLECTOR_SERVICE, streams=methods),))
+        unary, streams = collector_methods(self._pool, CollectorCore(keyring(), lambda *_: None), self._caller)
+        self._server.add_generic_rpc_handlers((generic_handler(COLLECTOR_SERVICE, unary, streams),))
         self._server.add_insecure_port(self.address)
         await self._server.start()
 
@@ -207,24 +208,60 @@ async def test_a_spool_of_somebody_else_does_not_keep_others_waiting(
     running: Collector, owner: Connection, collector: Connection, spool: Spool, other_spool: Spool
 ) -> None:
     first, second = sorted([spool, other_spool], key=lambda each: each.folder.name)
-    await take_in(collector, first.id, "spiffe://mesh.example/ns/bookshop/sa/former", first.frames())
+    await take_in(collector, first.id, "spiffe://mesh.example/ns/bookshop/sa/former", b"")
     async with shipping(spool.root, running):
         await until(stored_up_to(owner, second.id, 1))
     assert first.segments
 
 
-async def test_a_spool_that_cannot_be_read_ends_neither_the_shipper_nor_the_others(
+async def test_a_spool_with_a_torn_end_is_told_and_keeps_no_other_waiting(
     running: Collector, owner: Connection, spool: Spool, other_spool: Spool, usage: SpoolUsage
 ) -> None:
     first, second = sorted([spool, other_spool], key=lambda each: each.folder.name)
     first.die()
     first.damage(first.frames() + b"\xff" * 100)
     (spool.root / "0-no-spool").mkdir()
+
+    async def removed() -> bool:
+        return not first.folder.exists()
+
     async with shipping(spool.root, running):
+        await until(removed)
         await until(stored_up_to(owner, second.id, 1))
         second.append(path="/b")
         await until(stored_up_to(owner, second.id, 2))
-    assert usage.held >= len(first.frames()), "it still counts: a full spool denies"
+        await until(nothing_is_held(usage))
+    [gap] = await owner.fetch("SELECT spool, since, until, reason FROM gaps")
+    assert tuple(gap) == (first.id, 2, 2, "byte 0: a record's length is out of bounds")
+    assert (await verify_store(owner)).sound
+
+
+async def test_a_damaged_segment_is_passed_over_and_told(
+    running: Collector, owner: Connection, spool: Spool, usage: SpoolUsage
+) -> None:
+    for _ in range(12):
+        spool.append(detail="x" * 600_000)
+    first, second, *_ = spool.segments
+    content = bytearray(first.read_bytes())
+    content[2_000_000:2_000_100] = b"?" * 100
+    first.write_bytes(content)
+    async with shipping(spool.root, running):
+        await until(stored_up_to(owner, spool.id, 13))
+        await until(nothing_is_held(usage))
+        spool.append(path="/after")
+        await until(stored_up_to(owner, spool.id, 14))
+    [gap] = await owner.fetch("SELECT spool, since, until FROM gaps")
+    stored = {row["sequence"] for row in await owner.fetch("SELECT sequence FROM records")}
+    assert tuple(gap) == (spool.id, 5, int(second.stem) - 1)
+    assert stored == {*range(1, 5), *range(int(second.stem), 15)}
+    assert (await verify_store(owner)).sound
+
+
+def nothing_is_held(usage: SpoolUsage) -> Callable[[], Awaitable[bool]]:
+    async def check() -> bool:
+        return usage.held == 0
+
+    return check
 
 
 # The collector's side -------------------------------------------------------------------------------------------------
@@ -239,6 +276,20 @@ async def ship(collector: Collector, *batches: Batch) -> list[int]:
         )
         async with asyncio.timeout(DEADLINE_SECONDS):
             return [each.sequence async for each in call(iter(batches))]
+
+
+async def test_whoever_has_an_identity_is_told_the_keys(running: Collector) -> None:
+    async with running.channel() as channel:
+        method = channel.unary_unary(
+            f"/{COLLECTOR_SERVICE}/Keys",
+            request_serializer=KeysRequest.SerializeToString,
+            response_deserializer=AuditKeys.FromString,
+        )
+        keys = await method(KeysRequest())
+        assert (keys.sealing_key, keys.hash_key) == (KEYS.public.sealing, KEYS.hashing)
+        running.caller = ValueError("the caller showed no certificate")
+        with pytest.raises(grpc.aio.AioRpcError):
+            await method(KeysRequest())
 
 
 async def test_every_batch_is_acknowledged_with_its_spool(running: Collector, spool: Spool) -> None:

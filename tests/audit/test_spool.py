@@ -9,20 +9,30 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.starts import start_contents
 
-from peltast.audit.spool import MAX_BATCH_BYTES, SpoolReader, read_segment, spool_bytes, spool_folders
+from peltast.audit.spool import (
+    MAX_BATCH_BYTES,
+    Position,
+    SpoolReader,
+    read_segment,
+    spool_bytes,
+    spool_folders,
+    spool_heads,
+)
 from peltast.authz._engine import SpoolUsage, first_link, next_link, scan_frames, skip_frames, verify_frames
 
 Spool = Any
 
 BIG = "x" * 600_000
+HEADER_BYTES = 48
 
 WRITER = """
 import sys
 from pathlib import Path
-from peltast.authz._engine import SpoolUsage, SpoolWriter
+from peltast.authz._engine import SpoolStart, SpoolUsage, SpoolWriter
 root = Path(sys.argv[1])
-writer = SpoolWriter(root, SpoolUsage(root, 1 << 20), 1)
+writer = SpoolWriter(root, SpoolUsage(root, 1 << 20), SpoolStart(sys.stdin.buffer.read(int(sys.argv[2]))), 1)
 for number in range(3):
     writer.append("decision", 2 + number, {"path": f"/{number}"})
 print("written", flush=True)
@@ -134,7 +144,7 @@ def test_what_is_not_committed_is_not_read(spool: Spool) -> None:
 def test_a_header_that_counts_more_than_there_is_counts_what_there_is(spool: Spool) -> None:
     whole = spool.frames()
     spool.die()
-    spool.segments[0].write_bytes(b"\xff" * 8 + whole)
+    spool.segments[0].write_bytes(b"\xff" * 8 + spool.segments[0].read_bytes()[8:HEADER_BYTES] + whole)
     assert spool_bytes(spool.root) == len(whole)
     assert spool.reader().seek(0) == 0
     assert spool.reader().read() == whole
@@ -198,7 +208,7 @@ def test_a_new_reader_goes_on_where_the_store_stands(spool: Spool, stands_at: in
     assert read_all(reader) == written[before:]
 
 
-@pytest.mark.parametrize("torn", [1, 3, 4, 23, -33, -32, -1])
+@pytest.mark.parametrize("torn", [1, 3, 4, 23, -49, -48, -33, -1])
 def test_a_record_that_is_not_whole_yet_is_not_read(spool: Spool, torn: int) -> None:
     spool.append(path="/whole")
     whole = len(spool.frames())
@@ -214,11 +224,120 @@ def test_a_record_that_is_not_whole_yet_is_not_read(spool: Spool, torn: int) -> 
     assert sequences(reader.read()) == [3]
 
 
-def test_what_can_never_become_a_record_is_an_error(spool: Spool) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        pytest.param(lambda frames: frames + b"\xff" * 100, "a record's length is out of bounds", id="garbage"),
+        pytest.param(lambda frames: frames + bytes(60), "a record's length is out of bounds", id="zeros"),
+        pytest.param(lambda frames: frames + frames[:7], "a record is cut short", id="torn"),
+        pytest.param(lambda frames: frames + frames, "record 1 follows where record 3 is due", id="old records"),
+    ],
+)
+def test_a_torn_end_is_told_once_its_writer_is_dead_and_then_the_spool_goes(
+    spool: Spool, damage: Any, said: str
+) -> None:
+    reader = spool.reader()
+    spool.append(path="/whole")
+    frames = spool.frames()
     spool.die()
-    spool.damage(spool.frames() + b"\xff" * 100)
-    with pytest.raises(ValueError, match="out of bounds"):
-        spool.reader().read()
+    spool.damage(damage(frames))
+    assert reader.read() == frames
+    assert reader.gap is None
+    reader.acknowledge(2)
+    assert reader.read() == b""
+    assert reader.gap is not None
+    assert said in reader.gap.reason
+    assert reader.gap.position.sequence == 2
+    assert reader.remove_if_finished() is None, "nobody knows yet"
+    reader.acknowledge(2)
+    assert reader.remove_if_finished() == len(damage(frames)) - len(frames)
+
+
+def big(spool: Spool, number: int) -> None:
+    for _ in range(number):
+        spool.append(detail=BIG)
+
+
+DAMAGE = [
+    pytest.param(lambda content, at: content[:at] + b"\xff" * 4 + content[at + 4 :], id="a length"),
+    pytest.param(lambda content, at: content[: at + 500] + b"?" + content[at + 501 :], id="a value"),
+    pytest.param(lambda content, at: content[: at + 500], id="a file cut short"),
+    pytest.param(lambda content, at: content[:at] + bytes(len(content) - at), id="pages that never came to the disk"),
+]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("after_restart", [False, True])
+def test_what_is_damaged_is_passed_over_by_the_next_segments_anchor(
+    spool: Spool, damage: Any, after_restart: bool
+) -> None:
+    big(spool, 3)
+    fourth = len(spool.frames())
+    big(spool, 9)
+    first, *rest = spool.segments
+    first.write_bytes(damage(first.read_bytes(), HEADER_BYTES + fourth))
+    reader = spool.reader()
+    good = reader.read()
+    while reader.gap is None:
+        reader.acknowledge(sequences(good)[-1])
+        if after_restart:
+            known, reader = reader.sequence, spool.reader()
+            reader.seek(known)
+        good = reader.read()
+    known = skip_frames(spool.frames(), 0)
+    assert known is None
+    assert reader.sequence == 4
+    assert reader.gap.reason
+    assert reader.gap.position.sequence == sequences(read_segment(rest[0]))[0] - 1
+    assert sequences(good)[0] == reader.gap.position.sequence + 1
+    reader.acknowledge(sequences(good)[-1])
+    assert reader.gap is None
+    assert sequences(read_all(reader))[-1] == 13
+
+
+@pytest.mark.parametrize("known", [0, 5])
+def test_a_segment_that_is_gone_is_passed_over(spool: Spool, known: int) -> None:
+    big(spool, 14)
+    second = sequences(read_segment(spool.segments[1]))
+    if known:
+        spool.segments[0].unlink()
+        spool.segments[0].unlink()
+    else:
+        spool.segments[0].unlink()
+    reader = spool.reader()
+    assert reader.seek(known) == 0
+    frames = reader.read()
+    assert reader.gap is not None
+    assert reader.gap.position.sequence == (second[-1] if known else second[0] - 1)
+    assert sequences(frames)[0] == reader.gap.position.sequence + 1
+
+
+def test_a_loss_that_the_store_knows_is_not_told_again(spool: Spool) -> None:
+    big(spool, 12)
+    first, second, *_ = spool.segments
+    first.write_bytes(first.read_bytes()[: HEADER_BYTES + 3000])
+    begins = sequences(read_segment(second))[0]
+    reader = spool.reader()
+    reader.seek(begins - 1)
+    assert sequences(reader.read())[0] == begins
+    assert reader.gap is None
+
+
+def test_heads_tell_where_every_spool_stands(spool: Spool, other_spool: Spool) -> None:
+    big(spool, 9)
+    _, last, link = verify_frames(0, first_link(), spool.frames())
+    other = verify_frames(0, first_link(), other_spool.frames())
+    expected = {spool.id: Position(last, link), other_spool.id: Position(*other[1:])}
+    assert dict(spool_heads(spool.root)) == expected
+
+
+def test_a_spool_that_is_closed_says_so_and_takes_no_more(spool: Spool) -> None:
+    spool.append()
+    spool.close()
+    records, _, _ = verify_frames(0, first_link(), spool.frames())
+    assert [record.kind for record in records] == ["genesis", "decision", "close"]
+    with pytest.raises(ValueError, match="closed"):
+        spool.append()
 
 
 # Removing -------------------------------------------------------------------------------------------------------------
@@ -245,6 +364,8 @@ def test_a_spool_goes_when_its_writer_is_dead_and_all_of_it_was_read(spool: Spoo
     read_all(reader)
     spool.die()
     spool.damage(spool.frames() + bytes([40, 0, 0, 0, 0, 0, 0])[:torn])
+    reader.read()
+    reader.acknowledge(1)
     assert reader.remove_if_finished() == torn
     assert not spool.folder.exists()
 
@@ -259,10 +380,14 @@ def test_a_spool_that_was_committed_before_a_restart_goes_too(spool: Spool) -> N
 
 
 def test_a_killed_writer_leaves_its_records_and_no_lock(root: Path) -> None:
-    command = [sys.executable, "-c", WRITER, str(root)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+    contents = start_contents()
+    command = [sys.executable, "-c", WRITER, str(root), str(len(contents))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as writer:
         assert writer.stdout is not None
-        assert writer.stdout.readline() == "written\n"
+        assert writer.stdin is not None
+        writer.stdin.write(contents)
+        writer.stdin.flush()
+        assert writer.stdout.readline() == b"written\n"
         [folder] = spool_folders(root)
         reader = SpoolReader(folder)
         read_all(reader)

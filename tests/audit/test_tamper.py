@@ -11,12 +11,12 @@ from typing import Any
 import asyncpg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.starts import take_in
 
 from peltast.audit import chain
 from peltast.audit.chain import Finding, Gap, Verification, verify_store
 from peltast.audit.checkpoint import Signer
 from peltast.audit.collector.checkpoints import Publisher, sign_tree
-from peltast.audit.collector.collect import take_in
 from peltast.audit.collector.leaves import append_leaves
 from peltast.audit.columns import COLUMNS, row
 from peltast.audit.signed import published_notes

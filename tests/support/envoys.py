@@ -20,6 +20,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3.http_connection
 from envoy.extensions.transport_sockets.tls.v3.tls_pb2 import DownstreamTlsContext, UpstreamTlsContext
 from google.protobuf.json_format import MessageToDict
 from spiffe import SpiffeId, TrustDomain
+from support.starts import leave_start
 
 from peltast.cli.readiness import envoy_is_ready, wait_until
 from peltast.identity.ca.authority import Authority, issue, make_intermediate, make_root
@@ -57,6 +58,7 @@ class Envoys:
         """An Envoy with one worker that takes connections; gives its process id."""
         folder = self.folder / name
         folder.mkdir()
+        leave_start(folder / "spool")
         if svid is not None:
             named = secrets(self.svid(svid), {TRUST_DOMAIN.name: pem(self.authority.chain[-1])})
             for transport in _transports(listeners, clusters):

@@ -30,8 +30,9 @@ from support.envoys import Envoys, backend, manager_of, repack
 from support.generated import ADDRESS, CALLERS, NAMESPACE, PORTS, Caller, PolicySet
 from support.peer import context
 from support.reference import Asked, Outcome
+from support.starts import spool_of_worker
 
-from peltast.audit.spool import SpoolReader, spool_folders
+from peltast.audit.spool import SpoolReader
 from peltast.authz._engine import KeySets, Program, first_link, scan_frames, verify_frames
 from peltast.authz.revision import Revision
 from peltast.policies.kinds.mesh import Normalization
@@ -161,8 +162,7 @@ class Spool:
     def decisions(self) -> dict[str, dict[str, Any]]:
         """The decisions since the last time, by their requests' ids. The chain is verified."""
         if self._reader is None:
-            (folder,) = spool_folders(self._root)
-            self._reader = SpoolReader(folder)
+            self._reader = SpoolReader(spool_of_worker(self._root, 0))
         decisions = {}
         while frames := self._reader.read():
             records, self._sequence, self._link = verify_frames(self._sequence, self._link, frames)

@@ -60,7 +60,10 @@ TEXT_FIELDS = (
     "claims",
 )
 _FIELDS = BYTES_FIELDS + NUMBER_FIELDS + TEXT_FIELDS
-_OWN = ("spool", "sequence", "leaf", "owner", "schema", "kind", "time", "time_ns", "body", "link", "redacted", "hashed")
+_OWN = (
+    *("spool", "sequence", "leaf", "owner", "schema", "kind", "time", "time_ns"),
+    *("body", "link", "mac", "redacted", "hashed"),
+)
 
 COLUMNS = _OWN + _FIELDS
 
@@ -75,7 +78,7 @@ def row(spool: bytes, leaf: int, owner: str, record: Record) -> tuple[Any, ...]:
     shown = _EPOCH + timedelta(microseconds=min(record.time_ns, _LAST_TIME_NS) // 1000)
     place = (spool, record.sequence, leaf, owner)
     states = (record.redacted or None, record.hashed or None)
-    own = (record.schema, record.kind, shown, record.time_ns, record.body, record.link, *states)
+    own = (record.schema, record.kind, shown, record.time_ns, record.body, record.link, record.mac, *states)
     fields = record.fields
     return (
         place

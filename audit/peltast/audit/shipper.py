@@ -91,8 +91,9 @@ class Shipper:
             stands_at = await stream.send(Batch(spool=reader.spool_id))
             self._usage.acknowledge(reader.seek(stands_at))
             self._readers[folder] = reader
-        if frames := reader.read():
-            committed = await stream.send(Batch(spool=reader.spool_id, frames=frames))
+        frames = reader.read()
+        if frames or (reader.gap is not None and reader.gap != reader.told):
+            committed = await stream.send(_batch(reader, frames))
             self._failures = 0
             self._usage.acknowledge(reader.acknowledge(committed))
             return True
@@ -101,6 +102,14 @@ class Shipper:
             self._usage.acknowledge(torn)
             del self._readers[folder]
         return False
+
+
+def _batch(reader: SpoolReader, frames: bytes) -> Batch:
+    batch = Batch(spool=reader.spool_id, frames=frames)
+    if (gap := reader.gap) is not None:
+        log.error("records lost", spool=reader.spool_id.hex(), after=reader.sequence, reason=gap.reason)
+        batch.reason, batch.from_sequence, batch.from_link = gap.reason, gap.position.sequence, gap.position.link
+    return batch
 
 
 class _Exchange:

@@ -5,7 +5,9 @@
 //! program.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::num::NonZeroU64;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -30,6 +32,24 @@ pub(crate) struct Document {
     pub(crate) recording: Option<Recording>,
     pub(crate) rego: Vec<RegoPolicy>,
     pub(crate) policies: Vec<Policy>,
+    #[serde(default)]
+    pub(crate) spool: SpoolSettings,
+}
+
+/// What the sidecar of a workload does with audit records before they are shipped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SpoolSettings {
+    /// Whether requests are let through without a record where there is no room; else they are denied.
+    pub drop_when_full: bool,
+    sync_interval_ms: Option<NonZeroU64>,
+}
+
+impl SpoolSettings {
+    /// How often records are brought to the disk; none where that is left to the kernel.
+    pub fn sync_interval(&self) -> Option<Duration> {
+        self.sync_interval_ms.map(|milliseconds| Duration::from_millis(milliseconds.get()))
+    }
 }
 
 /// The workload that the program is for.

@@ -14,6 +14,7 @@ pub mod counters;
 pub mod decide;
 pub mod decision;
 pub mod document;
+pub mod head;
 mod index;
 mod mapped;
 pub mod path;
@@ -21,6 +22,7 @@ mod pattern;
 pub mod program;
 #[cfg(feature = "python")]
 mod python;
+pub mod ratchet;
 pub mod record;
 pub mod recording;
 mod rego;
@@ -28,6 +30,7 @@ pub mod request;
 mod segment;
 pub mod shadow;
 pub mod spool;
+pub mod start;
 pub mod stored;
 mod template;
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::attribute::{Attribute, Facts};
-use crate::document::{Action, Document, Policy, Rule, Tier, SCHEMA};
+use crate::document::{Action, Document, Policy, Rule, SpoolSettings, Tier, SCHEMA};
 use crate::index::Policies;
 use crate::path::Normalization;
 use crate::recording::Recording;
@@ -63,6 +63,7 @@ pub struct Program {
     tells_policy: bool,
     plaintext: BTreeSet<u16>,
     recording: Option<Recording>,
+    spool: SpoolSettings,
 }
 
 /// The policies that decide by rules alone.
@@ -126,6 +127,7 @@ impl Program {
             tells_policy: document.workload.tells_policy,
             plaintext: document.workload.plaintext,
             recording: document.recording,
+            spool: document.spool,
         })
     }
 
@@ -162,6 +164,11 @@ impl Program {
     /// What records say, where an AuditPolicy asks for other than the default.
     pub fn recording(&self) -> Option<&Recording> {
         self.recording.as_ref()
+    }
+
+    /// What is done with audit records before they are shipped.
+    pub fn spool(&self) -> &SpoolSettings {
+        &self.spool
     }
 
     /// `request`, with its verified `token`, as rules see it.

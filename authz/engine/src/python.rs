@@ -10,8 +10,10 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::counters::{self, Counters};
-use crate::record::{self, Field, Fields, Kind, Position, RecordError, State, Type};
+use crate::ratchet::{Key, Root};
+use crate::record::{self, Field, Fields, Kind, Position, Record, RecordError, State, Type};
 use crate::request::{EditRequest, HeaderList, Headers, Request};
+use crate::start::Start;
 use crate::stored::{Fault, Suspect, Walk};
 use crate::tree::{self, Frontier, Node};
 use crate::{
@@ -318,6 +320,7 @@ struct PyRecord {
     time_ns: u64,
     body: Py<PyBytes>,
     link: Py<PyBytes>,
+    mac: Option<Py<PyBytes>>,
     fields: Py<PyDict>,
     redacted: Vec<&'static str>,
     hashed: Vec<&'static str>,
@@ -348,6 +351,7 @@ impl PyRecord {
             time_ns: record.time_ns(),
             body: PyBytes::new(py, record.body).unbind(),
             link: PyBytes::new(py, &record.link).unbind(),
+            mac: record.mac.map(|mac| PyBytes::new(py, &mac).unbind()),
             fields: fields.unbind(),
             redacted,
             hashed,
@@ -369,33 +373,96 @@ fn scan_frames(frames: &[u8]) -> PyResult<Option<(u64, u64, usize)>> {
 }
 
 /// The bytes that the records up to and including `sequence` take at the start of `frames`, and sequence and link of
-/// the last of them; none where the first is a later one.
+/// the last of them; none where the first is a later one, or is none.
 #[pyfunction]
-fn skip_frames<'py>(
-    py: Python<'py>,
-    frames: &[u8],
-    sequence: u64,
-) -> PyResult<Option<(usize, u64, Bound<'py, PyBytes>)>> {
+fn skip_frames<'py>(py: Python<'py>, frames: &[u8], sequence: u64) -> Option<(usize, u64, Bound<'py, PyBytes>)> {
     let (mut length, mut last) = (0, None);
-    while let Some((record, frame)) = record::read_frame(&frames[length..]).map_err(refused)? {
+    while let Ok(Some((record, frame))) = record::read_frame(&frames[length..]) {
         if record.sequence() > sequence {
             break;
         }
         length += frame;
         last = Some(record);
     }
-    Ok(last.map(|record| (length, record.sequence(), PyBytes::new(py, &record.link))))
+    last.map(|record| (length, record.sequence(), PyBytes::new(py, &record.link)))
 }
 
-/// The records of `frames`, which continue a chain from (`sequence`, `link`); and where the chain then stands.
+/// The bytes of `frames` that continue a chain from (`sequence`, `link`), and where it then stands; and why what follows
+/// them does not, where that is not only that it is not all there.
 #[pyfunction]
+fn follow_frames(
+    py: Python<'_>,
+    sequence: u64,
+    link: [u8; 32],
+    frames: &[u8],
+) -> (usize, u64, Py<PyBytes>, Option<String>) {
+    let (mut position, mut length, mut problem) = (Position { sequence, link }, 0, None);
+    py.detach(|| loop {
+        match position.follow(&frames[length..]) {
+            Ok(Some((_, frame))) => length += frame,
+            Ok(None) => break,
+            Err(error) => break problem = Some(error.to_string()),
+        }
+    });
+    (length, position.sequence, PyBytes::new(py, &position.link).unbind(), problem)
+}
+
+/// The key of a spool's next record, for whoever verifies.
+#[pyclass(name = "RecordKey")]
+struct PyRecordKey {
+    key: Key,
+    sequence: u64,
+}
+
+#[pymethods]
+impl PyRecordKey {
+    /// The first key of the spool number `start_index` of a start with this root key.
+    #[new]
+    fn new(py: Python<'_>, root: [u8; 32], start_index: u64) -> Self {
+        let mut root = Root::new(root);
+        let key = py.detach(|| {
+            (0..start_index).for_each(|_| drop(root.next_spool()));
+            root.next_spool()
+        });
+        Self { key, sequence: 0 }
+    }
+
+    /// The record that was authenticated last, or passed over.
+    #[getter]
+    fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    /// Passes over all records up to and including `sequence`.
+    fn pass_over(&mut self, py: Python<'_>, sequence: u64) -> PyResult<()> {
+        if sequence < self.sequence {
+            return Err(refused(format!("the key of record {sequence} was erased")));
+        }
+        py.detach(|| (self.sequence..sequence).for_each(|_| self.key.advance()));
+        self.sequence = sequence;
+        Ok(())
+    }
+}
+
+/// The records of `frames`, which continue a chain from (`sequence`, `link`); and where the chain then stands. With the
+/// `key` of the first of them their codes are checked too, and it becomes that of the record after the last.
+#[pyfunction]
+#[pyo3(signature = (sequence, link, frames, key=None))]
 fn verify_frames(
     py: Python<'_>,
     sequence: u64,
     link: [u8; 32],
     frames: &[u8],
+    key: Option<&mut PyRecordKey>,
 ) -> PyResult<(Vec<PyRecord>, u64, Py<PyBytes>)> {
-    let verified: Result<_, RecordError> = py.detach(|| record::verify(Position { sequence, link }, frames));
+    let verified: Result<(Vec<Record<'_>>, Position), RecordError> = py.detach(|| {
+        let (records, position) = record::verify(Position { sequence, link }, frames)?;
+        if let Some(known) = key {
+            record::authenticate(&mut known.key, &records)?;
+            known.sequence = position.sequence;
+        }
+        Ok((records, position))
+    });
     let (records, position) = verified.map_err(refused)?;
     let records = records.iter().map(|record| PyRecord::of(py, record)).collect::<PyResult<_>>()?;
     Ok((records, position.sequence, PyBytes::new(py, &position.link).unbind()))
@@ -407,7 +474,7 @@ fn read_record(py: Python<'_>, body: &[u8], link: [u8; 32]) -> PyResult<PyRecord
     if body.len() < record::BODY_HEADER_BYTES {
         return Err(refused("a record's body is cut short"));
     }
-    PyRecord::of(py, &record::Record { body, link })
+    PyRecord::of(py, &record::Record { body, link, mac: None })
 }
 
 /// The link that the next record gets after one with `link`, given its body.
@@ -536,8 +603,22 @@ impl PySpoolUsage {
     }
 }
 
+/// What a process that writes spools was given when it was started.
+#[pyclass(name = "SpoolStart", frozen)]
+struct PySpoolStart(Arc<Start>);
+
+#[pymethods]
+impl PySpoolStart {
+    /// Out of the bytes of a start file.
+    #[new]
+    fn new(contents: &[u8]) -> PyResult<Self> {
+        let start = Start::parse(contents).ok_or_else(|| refused("the start is none of this version"))?;
+        Ok(Self(Arc::new(start)))
+    }
+}
+
 #[pyclass(name = "SpoolWriter")]
-struct PySpoolWriter(crate::spool::Spool);
+struct PySpoolWriter(Option<crate::spool::Spool>);
 
 #[derive(FromPyObject)]
 enum FieldValue {
@@ -549,8 +630,19 @@ enum FieldValue {
 #[pymethods]
 impl PySpoolWriter {
     #[new]
-    fn new(root: PathBuf, usage: &PySpoolUsage, time_ns: u64) -> PyResult<Self> {
-        Ok(Self(crate::spool::Spool::create(&root, 0, Arc::clone(&usage.0), time_ns)?))
+    fn new(root: PathBuf, usage: &PySpoolUsage, start: &PySpoolStart, time_ns: u64) -> PyResult<Self> {
+        let (start, usage) = (Arc::clone(&start.0), Arc::clone(&usage.0));
+        Ok(Self(Some(crate::spool::Spool::create(&root, None, start, usage, time_ns)?)))
+    }
+
+    /// Ends the spool with a record that says so.
+    fn close(&mut self) {
+        self.0 = None;
+    }
+
+    /// Writes where all spools of the process stand.
+    fn heartbeat(&mut self, time_ns: u64) -> PyResult<u64> {
+        Ok(self.open()?.heartbeat(time_ns)?)
     }
 
     /// Writes a record and gives its sequence.
@@ -561,7 +653,14 @@ impl PySpoolWriter {
             named.push((Field::parse(name).ok_or_else(|| refused(format!("no field is called {name:?}")))?, value));
         }
         named.sort_by_key(|(field, _)| *field as u8);
-        Ok(self.0.append(kind, time_ns, |out| named.iter().for_each(|(field, value)| write(out, *field, value)))?)
+        let fill = |out: &mut Fields<'_>| named.iter().for_each(|(field, value)| write(out, *field, value));
+        Ok(self.open()?.append(kind, time_ns, fill)?)
+    }
+}
+
+impl PySpoolWriter {
+    fn open(&mut self) -> PyResult<&mut crate::spool::Spool> {
+        self.0.as_mut().ok_or_else(|| refused("the spool is closed"))
     }
 }
 
@@ -596,8 +695,9 @@ fn normalize_path<'py>(py: Python<'py>, program: &PyProgram, path_and_query: &[u
 mod _engine {
     #[pymodule_export]
     use super::{
-        document_hash, first_link, grow_tree, leaf_hash, leaf_hashes, next_link, normalize_path, read_counters,
-        read_record, scan_frames, skip_frames, tree_root, verify_frames, LoadError, PyDecider, PyDecision, PyKeySets,
-        PyProgram, PyRecord, PyRequest, PyRevocations, PySpoolUsage, PySpoolWriter, PyWalk,
+        document_hash, first_link, follow_frames, grow_tree, leaf_hash, leaf_hashes, next_link, normalize_path,
+        read_counters, read_record, scan_frames, skip_frames, tree_root, verify_frames, LoadError, PyDecider,
+        PyDecision, PyKeySets, PyProgram, PyRecord, PyRecordKey, PyRequest, PyRevocations, PySpoolStart, PySpoolUsage,
+        PySpoolWriter, PyWalk,
     };
 }

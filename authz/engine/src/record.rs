@@ -1,26 +1,29 @@
 //! Audit records: what is written of a decision, in a form that is read back to the byte and chained.
 //!
-//! A frame in a spool is `length (u32) | body (length bytes) | link (32 bytes)`, all integers little-endian. A body is
-//! `schema (u16) | MAC algorithm (u8) | kind (u8) | sequence (u64) | time (u64, ns since 1970)`, then fields of
-//! `tag (u8) | state (u8) | length (u32) | value`. The link of a record is SHA-256 over the link before it and the
-//! body, so that no record can be changed, dropped or moved without every later link changing.
+//! A frame in a spool is `length (u32) | body (length bytes) | link (32 bytes) | mac (16 bytes)`, all integers
+//! little-endian. A body is `schema (u16) | MAC algorithm (u8) | kind (u8) | sequence (u64) | time (u64, ns since 1970)`,
+//! then fields of `tag (u8) | state (u8) | length (u32) | value`. The link of a record is SHA-256 over the link before it
+//! and the body, so that no record can be changed, dropped or moved without every later link changing; anybody can check
+//! it. The code is over the link, with a key of this record only ([`crate::ratchet`]).
 
+use crate::ratchet::{Key, HASH_BYTES as LINK_BYTES, MAC_BYTES};
 use crate::Hash;
 
 /// Schema of the records written here.
 pub const SCHEMA: u16 = 1;
 
-/// Algorithm 1: an unkeyed SHA-256 chain.
-const MAC_SHA256: u8 = 1;
+/// Algorithm 1: an unkeyed SHA-256 chain, whose frames end with their link. Read, no longer written.
+const MAC_NONE: u8 = 1;
+/// Algorithm 2: the same chain, and a code with a key that is hashed forward.
+const MAC_RATCHET: u8 = 2;
 
 /// Longest body that is written and read, in bytes. Envoy bounds headers to far less.
 const MAX_BODY_BYTES: usize = 1 << 20;
 /// Longest frame.
-pub(crate) const MAX_FRAME_BYTES: usize = LENGTH_BYTES + MAX_BODY_BYTES + LINK_BYTES;
+pub(crate) const MAX_FRAME_BYTES: usize = LENGTH_BYTES + MAX_BODY_BYTES + LINK_BYTES + MAC_BYTES;
 
 pub(crate) const BODY_HEADER_BYTES: usize = 20;
 const LENGTH_BYTES: usize = 4;
-const LINK_BYTES: usize = 32;
 
 /// What a record tells of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -315,13 +318,21 @@ impl Default for Position {
 }
 
 impl Position {
-    /// Writes the frame of the next record to `out`, which is cleared first, and gives the position after it.
-    pub fn write(&self, out: &mut Vec<u8>, kind: Kind, time_ns: u64, fill: impl FnOnce(&mut Fields<'_>)) -> Self {
+    /// Writes the frame of the next record, whose key is `key`, to `out`, which is cleared first; gives the position
+    /// after it.
+    pub fn write(
+        &self,
+        key: &Key,
+        out: &mut Vec<u8>,
+        kind: Kind,
+        time_ns: u64,
+        fill: impl FnOnce(&mut Fields<'_>),
+    ) -> Self {
         let sequence = self.sequence + 1;
         out.clear();
         out.extend_from_slice(&[0; LENGTH_BYTES]);
         out.extend_from_slice(&SCHEMA.to_le_bytes());
-        out.extend_from_slice(&[MAC_SHA256, kind as u8]);
+        out.extend_from_slice(&[MAC_RATCHET, kind as u8]);
         out.extend_from_slice(&sequence.to_le_bytes());
         out.extend_from_slice(&time_ns.to_le_bytes());
         fill(&mut Fields(out));
@@ -329,7 +340,27 @@ impl Position {
         out[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
         let link = next_link(&self.link, &out[LENGTH_BYTES..]);
         out.extend_from_slice(&link);
+        out.extend_from_slice(&key.mac(&link));
         Self { sequence, link }
+    }
+}
+
+impl Position {
+    /// Goes past the first record of `bytes` and gives it with the length of its frame; none where it is not complete.
+    ///
+    /// # Errors
+    /// It is none, or not the next one of the chain. Then this stays where it is.
+    pub fn follow<'a>(&mut self, bytes: &'a [u8]) -> Result<Option<(Record<'a>, usize)>, RecordError> {
+        let Some((record, length)) = read_frame(bytes)? else { return Ok(None) };
+        let (expected, found) = (self.sequence + 1, record.sequence());
+        if found != expected {
+            return Err(RecordError::Sequence { expected, found });
+        }
+        if next_link(&self.link, record.body) != record.link {
+            return Err(RecordError::Link { sequence: found });
+        }
+        *self = Self { sequence: found, link: record.link };
+        Ok(Some((record, length)))
     }
 }
 
@@ -350,6 +381,12 @@ pub enum RecordError {
         /// The record.
         sequence: u64,
     },
+    /// A record's code is not that of its key: another than the writer made it.
+    #[error("record {sequence}: its code is not by its spool's key")]
+    Mac {
+        /// The record.
+        sequence: u64,
+    },
     /// Records are missing or come twice.
     #[error("record {found} follows where record {expected} is due")]
     Sequence {
@@ -367,6 +404,8 @@ pub struct Record<'a> {
     pub body: &'a [u8],
     /// The link after it.
     pub link: [u8; LINK_BYTES],
+    /// Its code, where its algorithm has one.
+    pub mac: Option<[u8; MAC_BYTES]>,
 }
 
 impl<'a> Record<'a> {
@@ -424,8 +463,16 @@ pub fn read_frame(bytes: &[u8]) -> Result<Option<(Record<'_>, usize)>, RecordErr
         return Err(RecordError::Malformed { offset: 0, reason: "a record's length is out of bounds" });
     }
     let Some((body, rest)) = rest.split_at_checked(length) else { return Ok(None) };
-    let Some(link) = rest.first_chunk::<LINK_BYTES>() else { return Ok(None) };
-    Ok(Some((Record { body, link: *link }, LENGTH_BYTES + length + LINK_BYTES)))
+    let Some((link, rest)) = rest.split_first_chunk() else { return Ok(None) };
+    let unkeyed = LENGTH_BYTES + length + LINK_BYTES;
+    match body[2] {
+        MAC_NONE => Ok(Some((Record { body, link: *link, mac: None }, unkeyed))),
+        MAC_RATCHET => {
+            let Some(mac) = rest.first_chunk() else { return Ok(None) };
+            Ok(Some((Record { body, link: *link, mac: Some(*mac) }, unkeyed + MAC_BYTES)))
+        }
+        _ => Err(RecordError::Malformed { offset: 0, reason: "a record's MAC algorithm is not known" }),
+    }
 }
 
 /// Reads all records of `bytes`, which continue a chain from `position`.
@@ -437,38 +484,76 @@ pub fn verify(mut position: Position, bytes: &[u8]) -> Result<(Vec<Record<'_>>, 
     let mut offset = 0;
     while offset < bytes.len() {
         let incomplete = RecordError::Malformed { offset, reason: "a record is cut short" };
-        let (record, length) = read_frame(&bytes[offset..])?.ok_or(incomplete)?;
-        let (expected, found) = (position.sequence + 1, record.sequence());
-        if found != expected {
-            return Err(RecordError::Sequence { expected, found });
-        }
-        if next_link(&position.link, record.body) != record.link {
-            return Err(RecordError::Link { sequence: found });
-        }
-        position = Position { sequence: found, link: record.link };
+        let (record, length) = position.follow(&bytes[offset..])?.ok_or(incomplete)?;
         records.push(record);
         offset += length;
     }
     Ok((records, position))
 }
 
+/// Checks the codes of `records`, the first of which has the key `key`; that is then the key of the record after them.
+///
+/// # Errors
+/// A record has none, or another key's.
+pub fn authenticate(key: &mut Key, records: &[Record<'_>]) -> Result<(), RecordError> {
+    for record in records {
+        if record.mac != Some(key.mac(&record.link)) {
+            return Err(RecordError::Mac { sequence: record.sequence() });
+        }
+        key.advance();
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ratchet::Root;
     use proptest::prelude::*;
 
     fn chain(paths: &[&[u8]]) -> (Vec<Vec<u8>>, Position) {
-        let mut position = Position::default();
+        let (mut position, mut key) = (Position::default(), first_key());
         let mut frames = Vec::new();
         for (index, path) in paths.iter().enumerate() {
             let mut frame = Vec::new();
-            position = position.write(&mut frame, Kind::Decision, 1000 + index as u64, |fields| {
+            position = position.write(&key, &mut frame, Kind::Decision, 1000 + index as u64, |fields| {
                 fields.bytes(Field::Path, path);
                 fields.number(Field::Status, 200);
             });
+            key.advance();
             frames.push(frame);
         }
         (frames, position)
+    }
+
+    fn first_key() -> Key {
+        Root::new([7; 32]).next_spool()
+    }
+
+    fn key_of(sequence: u64) -> Key {
+        let mut key = first_key();
+        (1..sequence).for_each(|_| key.advance());
+        key
+    }
+
+    fn check(bytes: &[u8]) -> Result<(), RecordError> {
+        let (records, _) = verify(Position::default(), bytes)?;
+        authenticate(&mut first_key(), &records)
+    }
+
+    #[test]
+    fn a_record_without_a_code_is_read_but_is_nobodys() {
+        let (frames, _) = chain(&[b"/a"]);
+        let mut body = frames[0][4..frames[0].len() - LINK_BYTES - MAC_BYTES].to_vec();
+        body[2] = MAC_NONE;
+        let link = next_link(&first_link(), &body);
+        let frame = [&(body.len() as u32).to_le_bytes()[..], &body, &link].concat();
+        let (records, _) = verify(Position::default(), &frame).expect("a sound chain");
+        assert_eq!(records[0].mac, None);
+        assert_eq!(check(&frame), Err(RecordError::Mac { sequence: 1 }));
+        body[2] = 3;
+        let frame = [&(body.len() as u32).to_le_bytes()[..], &body, &link, &[0; 16]].concat();
+        assert!(matches!(verify(Position::default(), &frame), Err(RecordError::Malformed { .. })));
     }
 
     #[test]
@@ -551,12 +636,45 @@ mod tests {
         }
 
         #[test]
+        fn records_that_are_moved_left_out_or_cut_are_found(from in 0_usize..6, to in 0_usize..6, cut in 0_usize..40) {
+            let (frames, _) = chain(&[b"/a", b"/b", b"/c", b"/d", b"/e", b"/f"]);
+            prop_assert_eq!(check(&frames.concat()), Ok(()));
+            let mut moved = frames.clone();
+            let taken = moved.remove(from);
+            let without = moved.concat();
+            prop_assert_eq!(check(&without).is_ok(), from == 5, "only an end can be left out, which shows in the cursor");
+            moved.insert(to, taken);
+            prop_assert_eq!(check(&moved.concat()).is_ok(), from == to);
+            let whole = frames.concat();
+            prop_assert_eq!(check(&whole[..whole.len() - cut]).is_ok(), cut == 0);
+        }
+
+        #[test]
+        fn a_key_makes_no_record_before_its_own(forged in 1_u64..6, stolen in 1_u64..7) {
+            let (frames, _) = chain(&[b"/a", b"/b", b"/c", b"/d", b"/e", b"/f"]);
+            let before = frames[..forged as usize - 1].concat();
+            let (_, position) = verify(Position::default(), &before).expect("a chain");
+            let (mut frame, mut key) = (Vec::new(), key_of(stolen));
+            for _ in 0..6 {
+                position.write(&key, &mut frame, Kind::Decision, 1, |fields| fields.bytes(Field::Path, b"/forged"));
+                let sound = check(&[&before[..], &frame].concat());
+                if stolen > forged {
+                    prop_assert_eq!(sound, Err(RecordError::Mac { sequence: forged }));
+                } else if sound.is_ok() {
+                    return Ok(()); // a key at or before it does make it: that is what it is for
+                }
+                key.advance();
+            }
+            prop_assert!(stolen > forged);
+        }
+
+        #[test]
         fn any_single_change_is_found(at in 0_usize..1000, change in 1_u8..=255) {
             let (frames, _) = chain(&[b"/a", b"/b", b"/c"]);
             let mut bytes = frames.concat();
             let at = at % bytes.len();
             bytes[at] ^= change;
-            prop_assert!(verify(Position::default(), &bytes).is_err());
+            prop_assert!(check(&bytes).is_err());
         }
     }
 }

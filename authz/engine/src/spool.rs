@@ -3,7 +3,7 @@
 //! `ROOT/usage` counts the bytes written and acknowledged of all spools below `ROOT`; the writer holds `ROOT/ID/lock`
 //! for as long as it lives, however it dies; `ROOT/ID/NNNNNNNNNNNNNNNNNNNN.segment` begins with the record NNN (see
 //! [`crate::segment`]); `ROOT/ID/spare` was one, and all of it is acknowledged. A record survives the death of any
-//! process at once, and power loss once it is in Postgres.
+//! process at once, and power loss after the next [`sync`], or once it is in Postgres.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -11,31 +11,46 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ring::rand::{SecureRandom, SystemRandom};
 
+use crate::head::Head;
+use crate::ratchet::Key;
 use crate::record::{Field, Fields, Kind, Position, MAX_FRAME_BYTES};
 use crate::segment::Segment;
+use crate::start::Start;
 use crate::usage::Usage;
 
-/// The writing end of one spool.
+/// The writing end of one spool. Dropped in order, it ends with a record that says so.
 pub struct Spool {
     folder: PathBuf,
     segment: Segment,
     /// The one before, kept to be written again.
     retired: Option<Segment>,
     position: Position,
+    /// Of the next record.
+    key: Key,
+    head: Arc<Head>,
+    start: Arc<Start>,
     usage: Arc<Usage>,
     frame: Vec<u8>,
     _lock: File,
 }
 
 impl Spool {
-    /// Begins a new spool below `root` and writes its genesis record at `time_ns`.
+    /// Begins a new spool of `start` below `root` and writes its genesis record at `time_ns`. Without a `worker` it is
+    /// the process's own.
     ///
     /// # Errors
     /// The folder, the lock or the first segment cannot be made or written.
-    pub fn create(root: &Path, worker: u32, usage: Arc<Usage>, time_ns: u64) -> io::Result<Self> {
+    pub fn create(
+        root: &Path,
+        worker: Option<u32>,
+        start: Arc<Start>,
+        usage: Arc<Usage>,
+        time_ns: u64,
+    ) -> io::Result<Self> {
         if !usage.has_reserve() {
             return Err(full());
         }
@@ -46,7 +61,8 @@ impl Spool {
         let unlocked = root.join(format!(".{}", data_encoding::HEXLOWER.encode(&id)));
         make_folder(&unlocked)?;
         let position = Position::default();
-        let made = lock(&unlocked).and_then(|lock| Ok((Segment::create(&segment_path(&unlocked, position))?, lock)));
+        let made = lock(&unlocked)
+            .and_then(|lock| Ok((Segment::create(&segment_path(&unlocked, position), &position)?, lock)));
         let (segment, lock) = match made.and_then(|made| fs::rename(&unlocked, &folder).map(|()| made)) {
             Ok(made) => made,
             Err(error) => {
@@ -54,12 +70,20 @@ impl Spool {
                 return Err(error);
             }
         };
-        let mut spool = Self { folder, segment, retired: None, position, usage, frame: Vec::new(), _lock: lock };
+        let (index, key) = start.next_spool();
+        let (head, retired, frame) = (Arc::new(Head::new(id)), None, Vec::new());
+        let mut spool = Self { folder, segment, retired, position, key, head, start, usage, frame, _lock: lock };
+        let start = Arc::clone(&spool.start);
         spool.append(Kind::Genesis, time_ns, |fields| {
             fields.bytes(Field::SpoolId, &id);
-            fields.number(Field::Worker, u64::from(worker));
+            if let Some(worker) = worker {
+                fields.number(Field::Worker, u64::from(worker));
+            }
             fields.number(Field::ProcessId, u64::from(std::process::id()));
+            fields.bytes(Field::Start, start.statement());
+            fields.number(Field::StartIndex, index);
         })?;
+        start.begun(Arc::clone(&spool.head));
         Ok(spool)
     }
 
@@ -71,7 +95,20 @@ impl Spool {
         if !self.usage.has_reserve() {
             return Err(full());
         }
-        let position = self.position.write(&mut self.frame, kind, time_ns, fill);
+        self.write(kind, time_ns, fill)
+    }
+
+    /// Writes where all spools of the process stand.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    pub fn heartbeat(&mut self, time_ns: u64) -> io::Result<u64> {
+        let heads = self.start.heads();
+        self.append(Kind::Heartbeat, time_ns, |fields| fields.bytes(Field::Heads, &heads))
+    }
+
+    fn write(&mut self, kind: Kind, time_ns: u64, fill: impl FnOnce(&mut Fields<'_>)) -> io::Result<u64> {
+        let position = self.position.write(&self.key, &mut self.frame, kind, time_ns, fill);
         if self.frame.len() > MAX_FRAME_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an audit record is too long to be read again"));
         }
@@ -80,6 +117,8 @@ impl Spool {
         }
         self.segment.append(&self.frame);
         self.usage.wrote(self.frame.len() as u64);
+        self.key.advance();
+        self.head.write(&position);
         self.position = position;
         Ok(position.sequence)
     }
@@ -89,16 +128,60 @@ impl Spool {
         let (spare, taken) = (self.folder.join("spare"), self.folder.join("taken"));
         let path = segment_path(&self.folder, self.position);
         let recycled = match self.retired.take() {
-            Some(retired) if fs::rename(spare, &taken).is_ok() => match retired.recycle(&taken, &path) {
-                Ok(segment) => Some(segment),
-                Err(_) => fs::remove_file(&taken).map(|()| None)?,
-            },
+            Some(retired) if fs::rename(spare, &taken).is_ok() => {
+                match retired.recycle(&taken, &path, &self.position) {
+                    Ok(segment) => Some(segment),
+                    Err(_) => fs::remove_file(&taken).map(|()| None)?,
+                }
+            }
             _ => None,
         };
-        let segment = recycled.map_or_else(|| Segment::create(&path), Ok)?;
+        let segment = recycled.map_or_else(|| Segment::create(&path, &self.position), Ok)?;
         self.retired = Some(std::mem::replace(&mut self.segment, segment));
         Ok(())
     }
+}
+
+impl Drop for Spool {
+    fn drop(&mut self) {
+        self.start.closed(&self.head);
+        if self.position.sequence == 0 {
+            return; // it never began
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // Above the reserve too: it is one record a spool. Where it has no room, the spool counts as one that broke off.
+        let _ = self.write(Kind::Close, now.as_nanos() as u64, |_| ());
+    }
+}
+
+/// Brings everything that is written below `root` to the disk.
+///
+/// # Errors
+/// The first one; the rest is brought there all the same.
+pub fn sync(root: &Path) -> io::Result<()> {
+    let folders = fs::read_dir(root)?.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.is_dir());
+    folders.map(|folder| sync_spool(&folder)).chain([sync_folder(root)]).fold(Ok(()), Result::and)
+}
+
+fn sync_spool(folder: &Path) -> io::Result<()> {
+    let files = fs::read_dir(folder).map(|entries| entries.filter_map(|entry| Some(entry.ok()?.path())));
+    let synced = match files {
+        Ok(files) => files
+            .filter(|path| path.extension().is_some_and(|extension| extension == "segment"))
+            .map(|path| gone_or(File::open(path).and_then(|file| file.sync_data())))
+            .fold(Ok(()), Result::and),
+        Err(error) => gone_or(Err(error)),
+    };
+    synced.and(sync_folder(folder))
+}
+
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    gone_or(File::open(folder).and_then(|file| file.sync_all()))
+}
+
+/// What was shipped meanwhile is safe.
+fn gone_or(result: io::Result<()>) -> io::Result<()> {
+    result.or_else(|error| if error.kind() == io::ErrorKind::NotFound { Ok(()) } else { Err(error) })
 }
 
 fn full() -> io::Error {
@@ -125,12 +208,71 @@ fn lock(folder: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::verify;
+    use crate::ratchet::Root;
+    use crate::record::{authenticate, verify};
     use crate::segment::{committed, SEGMENT_BYTES};
 
     fn open(root: &Path, bound: u64) -> (Spool, Arc<Usage>) {
         let usage = Arc::new(Usage::open(root, bound).expect("usage"));
-        (Spool::create(root, 0, Arc::clone(&usage), 1).expect("spool"), usage)
+        (Spool::create(root, Some(0), start(), Arc::clone(&usage), 1).expect("spool"), usage)
+    }
+
+    fn start() -> Arc<Start> {
+        let contents = [&b"PLTSTRT1"[..], &[1; 32], &[2; 32], b"statement"].concat();
+        Arc::new(Start::parse(&contents).expect("a start"))
+    }
+
+    fn fields_of<'a>(record: &crate::record::Record<'a>) -> Vec<(Field, &'a [u8])> {
+        record.fields().expect("fields")
+    }
+
+    #[test]
+    fn a_spool_says_of_which_start_it_is_and_that_it_is_closed() {
+        let root = tempfile::tempdir().expect("a folder");
+        let usage = Arc::new(Usage::open(root.path(), 1000).expect("usage"));
+        let start = start();
+        let create = || Spool::create(root.path(), None, Arc::clone(&start), Arc::clone(&usage), 1).expect("spool");
+        drop(start.next_spool());
+        let mut spool = create();
+        while spool.append(Kind::Decision, 2, |_| ()).is_ok() {}
+        assert_eq!(start.heads()[..24], [&spool.head.read()[..16], &spool.position.sequence.to_le_bytes()].concat());
+        drop(spool);
+        assert_eq!(start.heads(), b"");
+        let bytes = frames(root.path());
+        let (records, _) = verify(Position::default(), &bytes).expect("a chain");
+        let genesis = fields_of(&records[0]);
+        assert_eq!(genesis[2..], [(Field::Start, &b"statement"[..]), (Field::StartIndex, &1_u64.to_le_bytes())]);
+        assert_eq!(records.last().and_then(|record| record.kind()), Some(Kind::Close), "though it was full");
+        let mut roots = Root::new([1; 32]);
+        drop(roots.next_spool());
+        assert_eq!(authenticate(&mut roots.next_spool(), &records), Ok(()));
+    }
+
+    #[test]
+    fn a_heartbeat_tells_where_all_spools_stand() {
+        let root = tempfile::tempdir().expect("a folder");
+        let usage = Arc::new(Usage::open(root.path(), u64::MAX).expect("usage"));
+        let start = start();
+        let create = || Spool::create(root.path(), None, Arc::clone(&start), Arc::clone(&usage), 1).expect("spool");
+        let (mut process, mut other) = (create(), create());
+        other.append(Kind::Decision, 2, |_| ()).expect("written");
+        let stood = [process.head.read(), other.head.read()].concat();
+        process.heartbeat(3).expect("written");
+        let segment = segment_path(&process.folder, Position::default());
+        let bytes = committed(&fs::read(segment).expect("read")).to_vec();
+        let (records, position) = verify(Position::default(), &bytes).expect("a chain");
+        assert_eq!(fields_of(&records[1]), [(Field::Heads, &stood[..])]);
+        assert_eq!(process.head.read()[24..], position.link);
+    }
+
+    #[test]
+    fn all_that_is_there_is_synced() {
+        let root = tempfile::tempdir().expect("a folder");
+        let (mut spool, _) = open(root.path(), u64::MAX);
+        let mut write = || spool.append(Kind::Decision, 2, |fields| fields.bytes(Field::Path, &vec![b'x'; 1_000_000]));
+        (0..9).for_each(|_| assert!(write().is_ok()));
+        sync(root.path()).expect("synced");
+        assert_eq!(sync(&root.path().join("gone")).map_err(|error| error.kind()), Err(io::ErrorKind::NotFound));
     }
 
     fn segments(root: &Path) -> Vec<PathBuf> {
@@ -326,7 +468,7 @@ mod tests {
         assert!((90_000..91_000).contains(&usage.held()), "{}", usage.held());
         let spools = || fs::read_dir(root.path()).expect("root").count();
         let before = spools();
-        assert!(Spool::create(root.path(), 1, Arc::clone(&usage), 3).is_err());
+        assert!(Spool::create(root.path(), Some(1), start(), Arc::clone(&usage), 3).is_err());
         assert_eq!(spools(), before, "nothing is left of a spool that could not begin");
         usage.acknowledge(20_000);
         write().expect("written again");

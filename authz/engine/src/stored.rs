@@ -196,7 +196,7 @@ impl Walk {
         let owner = cells[self.places.owner]?;
         // A link of another length is no link: it does not follow.
         let link = cells[self.places.link]?.first_chunk::<32>().copied().unwrap_or_default();
-        let record = Record { body: cells[self.places.body]?, link };
+        let record = Record { body: cells[self.places.body]?, link, mac: None };
         let mut suspect = |fault| suspects.push(Suspect { leaf, spool: spool.to_vec(), sequence, fault });
         if let Some(fault) = self.follow(spool, sequence, &record) {
             suspect(fault);

@@ -13,7 +13,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from peltast.policies.kinds.audit import AuditPolicySpec, Chosen, Detail, Record, Treatment, claim_path
+from peltast.policies.kinds.audit import AuditPolicySpec, Chosen, Detail, OnSpoolFull, Record, Treatment, claim_path
 from peltast.policies.kinds.authorization import (
     Action,
     AuthorizationPolicySpec,
@@ -71,6 +71,7 @@ def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
             "policies": [
                 policy(resource, trust_domains, snapshot.target_ports(resource, workload)) for resource in policies
             ],
+            **({"spool": settings} if (settings := spool_settings(snapshot, workload)) else {}),
         }
     )
 
@@ -112,6 +113,21 @@ def chosen_header(header: Chosen) -> Json:
 def chosen_claim(claim: Chosen) -> Json:
     """A claim that is recorded, by the names that lead to it."""
     return {"path": claim_path(claim.name), "as": claim.as_.value}
+
+
+def spool_settings(snapshot: Snapshot, workload: Workload) -> Json:
+    """What the sidecar of `workload` does with records before they are shipped, but for the defaults.
+
+    Where AuditPolicies differ, the one holds by which less is lost.
+    """
+    specs = [resource.spec for resource in snapshot.applying_to(workload, AuditPolicySpec)]
+    intervals = [spec.synced_every for spec in specs if spec.synced_every is not None]
+    settings: Json = {}
+    if {spec.on_spool_full for spec in specs} - {None} == {OnSpoolFull.DROP}:
+        settings["drop_when_full"] = True
+    if intervals:
+        settings["sync_interval_ms"] = min(intervals) // timedelta(milliseconds=1)
+    return settings
 
 
 def compile_keys(snapshot: Snapshot, workload: Workload, fetched: Mapping[KeySource, Json]) -> bytes:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from functools import cached_property
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from peltast.authz._engine import SpoolUsage, SpoolWriter
+from peltast.authz._engine import SpoolStart, SpoolUsage, SpoolWriter
 from peltast.identity.acts import Act
 
 __all__ = ["ActLog"]
 
 SPOOL_BYTES = 64 * 1024 * 1024
+HEARTBEAT_SECONDS = 10.0
 MAX_DETAIL = 64 * 1024
 """Far below the longest record that readers take."""
 
@@ -21,15 +23,37 @@ log = structlog.get_logger()
 
 
 class ActLog:
-    """Writes acts. The first is to be written after the shipper of the same folder was made, which counts it."""
+    """Writes acts. The first is to be written after the shipper of the same folder was made, which counts it.
 
-    def __init__(self, spool: Path, actor: str) -> None:
+    `start` gives what the spool is begun with: the bytes of a start, asked for once.
+    """
+
+    def __init__(self, spool: Path, actor: str, start: Callable[[], bytes]) -> None:
         self._spool = spool
         self._actor = actor
+        self._start = start
+        self._open: SpoolWriter | None = None
 
-    @cached_property
+    @property
     def _writer(self) -> SpoolWriter:
-        return SpoolWriter(self._spool, SpoolUsage(self._spool, SPOOL_BYTES), time.time_ns())
+        if self._open is None:
+            usage = SpoolUsage(self._spool, SPOOL_BYTES)
+            self._open = SpoolWriter(self._spool, usage, SpoolStart(self._start()), time.time_ns())
+        return self._open
+
+    async def beat(self) -> None:
+        """Says for ever that the process lives and where its spool stands."""
+        while True:
+            try:
+                self._writer.heartbeat(time.time_ns())
+            except OSError as error:
+                log.warning("no heartbeat", error=str(error))
+            await asyncio.sleep(HEARTBEAT_SECONDS)
+
+    def close(self) -> None:
+        """Ends the spool in order, if there is one."""
+        if self._open is not None:
+            self._open.close()
 
     def report(self, act: Act) -> None:
         """Writes one act.

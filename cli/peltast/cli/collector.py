@@ -9,22 +9,39 @@ from pathlib import Path
 
 import asyncpg
 import grpc
+import structlog
+from cryptography import x509
 
 from peltast.audit.collector.checkpoints import Checkpoints, Publisher
+from peltast.audit.collector.collect import Collector
+from peltast.audit.collector.keyring import Keyring
+from peltast.audit.collector.keys import load_or_create_keys
 from peltast.audit.collector.service import collector_methods
-from peltast.audit.shipper import COLLECTOR_SERVICE
+from peltast.audit.shipper import COLLECTOR_SERVICE, Shipper
 from peltast.audit.sinks import Sink
 from peltast.audit.store.partitions import keep_partitions
+from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.settings import ControlSettings
 from peltast.cli.signing import load_or_create_signer
+from peltast.cli.starts import Starter
+from peltast.identity.acts import Act
 from peltast.identity.client import IdentityClient
-from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
+from peltast.identity.rpc import (
+    caller,
+    channel_credentials,
+    generic_handler,
+    open_channel,
+    server_credentials,
+    server_options,
+)
 
 __all__ = ["run_collector"]
 
 _MAX_CONNECTIONS = 10
 _COMMAND_TIMEOUT_SECONDS = 30.0
 _STOP_SECONDS = 0.5
+
+log = structlog.get_logger()
 
 
 async def run_collector(settings: ControlSettings, database: str, sinks: Mapping[str, Sink], token: str) -> None:
@@ -34,19 +51,38 @@ async def run_collector(settings: ControlSettings, database: str, sinks: Mapping
     roots = settings.trust_bundle.read_bytes()
     identity = IdentityClient(folder, roots, settings.address(ports.join), settings.address(ports.mtls))
     await identity.start(token)
+    keys = load_or_create_keys(settings.audit_keys)
+    address = settings.address(ports.collector)
+
+    def own_channel() -> grpc.aio.Channel:
+        svid = identity.svid
+        return open_channel(address, channel_credentials(roots, svid.chain_pem, svid.key_pem))
+
+    # What it finds out about spools is on record in one of its own, which it ships to itself.
+    shipper = Shipper(folder / "spool", SPOOL_BYTES, own_channel)
+    starter = Starter(folder / "spool", folder / "audit-start.sha256", lambda: identity.svid)
+    acts = ActLog(folder / "spool", str(identity.svid.spiffe_id), lambda: starter.start(keys.public))
+
+    def report(action: str, subject: str, detail: str) -> None:
+        try:
+            acts.report(Act("", action, subject, allowed=False, detail=detail))
+        except OSError as error:
+            log.exception("act not recorded", action=action, object=subject, error=str(error))
+
+    taking = Collector(Keyring(keys, x509.load_pem_x509_certificates(roots)), report)
     # Without a connection yet: the store may come later than we do, and may go away.
     pool = asyncpg.create_pool(
         database, min_size=0, max_size=_MAX_CONNECTIONS, command_timeout=_COMMAND_TIMEOUT_SECONDS
     )
     async with pool:
         server = grpc.aio.server(options=server_options)
-        methods = collector_methods(pool, caller)
-        server.add_generic_rpc_handlers((generic_handler(COLLECTOR_SERVICE, streams=methods),))
+        unary, streams = collector_methods(pool, taking, caller)
+        server.add_generic_rpc_handlers((generic_handler(COLLECTOR_SERVICE, unary, streams),))
 
         def current() -> tuple[bytes, bytes, bytes]:
             return identity.svid.key_pem, identity.svid.chain_pem, roots
 
-        server.add_secure_port(settings.address(ports.collector), server_credentials(current, require_client=True))
+        server.add_secure_port(address, server_credentials(current, require_client=True))
         await server.start()
         signer = load_or_create_signer(settings.state, settings.trust_domain)
         checkpoints = Checkpoints(pool, signer, _publishers(folder / "audit" / "published", sinks))
@@ -54,11 +90,14 @@ async def run_collector(settings: ControlSettings, database: str, sinks: Mapping
             async with asyncio.TaskGroup() as group:
                 group.create_task(identity.keep_fresh())
                 group.create_task(keep_partitions(pool))
+                group.create_task(shipper.run())
+                group.create_task(acts.beat())
                 group.create_task(server.wait_for_termination())
                 group.create_task(checkpoints.run())
         finally:
             # Streams end when their other ends like, and whoever stops us does not wait for long.
             await asyncio.wait([asyncio.ensure_future(server.stop(grace=None))], timeout=_STOP_SECONDS)
+            acts.close()
             await checkpoints.finish()
 
 

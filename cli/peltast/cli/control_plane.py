@@ -17,6 +17,7 @@ from cryptography import x509
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from spiffe import SpiffeId, TrustDomain
 
+from peltast.audit.collector.keys import load_or_create_keys
 from peltast.audit.shipper import Shipper
 from peltast.authz.admission import RegoAdmission
 from peltast.authz.check.grpc import NAME as AUTHORIZATION
@@ -32,6 +33,7 @@ from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.changes import ChangeLog
 from peltast.cli.operator_acts import operator_acts_handler
 from peltast.cli.settings import LOOPBACK, ControlSettings
+from peltast.cli.starts import Starter
 from peltast.identity.acts import Act
 from peltast.identity.attest.join_token import JoinTokens
 from peltast.identity.attest.service import join_token_handler
@@ -74,7 +76,10 @@ class ControlPlane:
         self._svid = self._own_svid(now)
         spool = settings.state / "control" / "spool"
         self._shipper = Shipper(spool, SPOOL_BYTES, self._collector_channel)
-        self._acts = ActLog(spool, str(self._principal))
+        starter = Starter(spool, settings.state / "control" / "audit-start.sha256", lambda: self._svid)
+        # The collector cannot be asked: its SVID is issued here, and not before that is on record.
+        audit_keys = load_or_create_keys(settings.audit_keys).public
+        self._acts = ActLog(spool, str(self._principal), lambda: starter.start(audit_keys))
         self._changes = ChangeLog(configuration, settings.state / "control" / "configuration.json", self._acts.report)
         self._tokens = JoinTokens()
         self._revision: Revision | None = None
@@ -93,11 +98,13 @@ class ControlPlane:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_configuration())
                 group.create_task(self._shipper.run())
+                group.create_task(self._acts.beat())
                 group.create_task(self._rotate(tls))
         finally:
             check.close()
             for server in servers:
                 await server.stop(grace=None)
+            self._acts.close()
 
     # Configuration --------------------------------------------------------------------------------------------------
 

@@ -85,6 +85,11 @@ class ControlSettings:
         return self.state / "ca"
 
     @property
+    def audit_keys(self) -> Path:
+        """The folder of the collector's own keys."""
+        return self.state / "collector" / "audit"
+
+    @property
     def trust_bundle(self) -> Path:
         """The root certificate, in PEM: what every part of the mesh trusts."""
         return self.authority / "root.pem"

@@ -9,7 +9,7 @@ use peltast_engine::Decision;
 
 use crate::abi;
 use crate::config::{hasher, newest_program};
-use crate::connection;
+use crate::connection::{self, Left};
 use crate::envoy::LogEntry;
 use crate::summary::Counted;
 use crate::worker::{self, Ended, Now, Worker};
@@ -52,6 +52,7 @@ impl Logger {
         worker::with(|worker| match self {
             Self::Inbound => {
                 match worker.ended.take() {
+                    Some(Ended::Dropped) => {}
                     Some(Ended::Counted(counted)) => log_counted(worker, entry, &counted),
                     Some(Ended::Recorded { decision, by }) => log_end(worker, entry, Some(decision), by.as_deref()),
                     None => log_end(worker, entry, None, None),
@@ -63,7 +64,9 @@ impl Logger {
             }
             Self::Listener => log_refusal(worker, entry),
             Self::InboundConnection => match connection::left_for_log(entry) {
-                Some(decision) => {
+                Some(Left::Dropped) => {}
+                Some(left) => {
+                    let decision = if let Left::Recorded(decision) = left { Some(decision) } else { None };
                     let by = decision.and_then(|decision| worker.ended_connections.remove(&decision));
                     record(worker, entry, Kind::End, |fields| fill_connection_end(fields, entry, decision, by));
                 }

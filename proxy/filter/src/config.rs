@@ -5,22 +5,22 @@ use std::io::Read;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::time::Duration;
 
 use flate2::read::ZlibDecoder;
 use peltast_engine::counters::CounterFile;
 use peltast_engine::recording::Hasher;
+use peltast_engine::start::Start;
 use peltast_engine::usage::Usage;
 use peltast_engine::{KeySets, Program, Revocations, Trust};
 
-use crate::live;
+use crate::{live, process};
 
 /// Folder that the agent ships from. Set by the agent and not by xDS: the control plane does not choose where a node
 /// writes.
 const SPOOL_VARIABLE: &str = "PELTAST_SPOOL";
 /// Bytes that the sidecar's spools may hold before requests are denied.
 const SPOOL_BYTES_VARIABLE: &str = "PELTAST_SPOOL_BYTES";
-/// Where the agent leaves the mesh's key for hashes, below the spool's folder.
-const HASH_KEY_FILE: &str = "hash-key";
 const DEFAULT_SPOOL_BYTES: u64 = 256 * 1024 * 1024;
 /// Longest document; see `MAX_MESSAGE_BYTES` of the control plane.
 const MAX_DOCUMENT_BYTES: u64 = 64 * 1024 * 1024;
@@ -59,6 +59,7 @@ impl FilterConfig {
         };
         GENERATION.fetch_add(1, Ordering::Release);
         live::look_now();
+        process::start();
         Ok(loaded)
     }
 }
@@ -81,11 +82,18 @@ fn inflate(config: &[u8], bound: u64) -> Result<Vec<u8>, String> {
 /// one is decided again by the newest.
 pub(crate) struct Workload(RwLock<Arc<Program>>);
 
+static WORKLOADS: Mutex<Vec<(String, &'static Workload)>> = Mutex::new(Vec::new());
+
+/// How often records are to be brought to the disk; none where they need not be.
+pub(crate) fn sync_interval() -> Option<Duration> {
+    let workloads = WORKLOADS.lock().unwrap_or_else(PoisonError::into_inner);
+    workloads.iter().filter_map(|(_, workload)| workload.program().spool().sync_interval()).min()
+}
+
 impl Workload {
     /// Puts `program` in force for its workload.
     pub(crate) fn take(program: Program) -> &'static Self {
-        static ALL: Mutex<Vec<(String, &'static Workload)>> = Mutex::new(Vec::new());
-        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = WORKLOADS.lock().unwrap_or_else(PoisonError::into_inner);
         let (principal, program) = (program.principal().to_owned(), Arc::new(program));
         *NEWEST.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&program));
         if let Some((_, known)) = all.iter().find(|(name, _)| *name == principal) {
@@ -155,6 +163,7 @@ pub(crate) fn generation() -> u64 {
 pub(crate) struct SpoolRoot {
     pub(crate) folder: PathBuf,
     pub(crate) usage: Arc<Usage>,
+    pub(crate) start: Arc<Start>,
     /// What the caches do, for whoever looks (`peltast proxy cache`).
     pub(crate) caches: CounterFile,
 }
@@ -168,22 +177,15 @@ pub(crate) fn spool_root() -> Result<&'static SpoolRoot, &'static str> {
     ROOT.get_or_init(open_spool_root).as_ref().map_err(String::as_str)
 }
 
-/// What values are hashed by in records; none without the mesh's key.
+/// What values are hashed by in records; none without a spool.
 pub(crate) fn hasher() -> Option<&'static Hasher> {
     static HASHER: OnceLock<Option<Hasher>> = OnceLock::new();
-    HASHER.get_or_init(|| hash_key().map(Hasher::new)).as_ref()
+    HASHER.get_or_init(|| spool_root().ok().map(|root| Hasher::new(root.start.hash_key()))).as_ref()
 }
 
 /// Whether what `program` wants hashed in records can be.
 pub(crate) fn can_hash(program: &Program) -> bool {
     program.recording().is_none_or(|recording| !recording.hashes() || hasher().is_some())
-}
-
-/// The mesh's key for hashes, as the agent left it.
-fn hash_key() -> Option<&'static [u8; 32]> {
-    static KEY: OnceLock<Option<[u8; 32]>> = OnceLock::new();
-    let read = || std::fs::read(spool_root().ok()?.folder.join(HASH_KEY_FILE)).ok()?.try_into().ok();
-    KEY.get_or_init(read).as_ref()
 }
 
 fn open_spool_root() -> Result<SpoolRoot, String> {
@@ -194,8 +196,9 @@ fn open_spool_root() -> Result<SpoolRoot, String> {
     };
     let refused = |error: std::io::Error| format!("{}: {error}", folder.display());
     let usage = Usage::open(&folder, bound).map_err(refused)?;
+    let start = Start::take(&folder).map_err(|error| format!("{}: {error}", folder.join("start").display()))?;
     let caches = CounterFile::create(&folder.join("caches")).map_err(refused)?;
-    Ok(SpoolRoot { usage: Arc::new(usage), caches, folder })
+    Ok(SpoolRoot { usage: Arc::new(usage), start: Arc::new(start), caches, folder })
 }
 
 #[cfg(test)]

@@ -16,8 +16,9 @@ use crate::worker::{self, Now, Worker};
 
 /// The namespace of what is left for the access logger.
 const METADATA: &str = "peltast.dev";
-/// The sequence of the decision's record.
+/// The sequence of the decision's record, or [`DROPPED`].
 const DECISION: &str = "decision";
+const DROPPED: &str = "dropped";
 /// Which side ended the connection.
 const CLOSED: &str = "closed";
 
@@ -108,7 +109,7 @@ impl ConnectionState {
     pub(crate) fn decide(&mut self, connection: &Connection) -> Next {
         let now = Now::read();
         let downstream = Downstream::of(connection);
-        if !worker::with(|worker| worker.has_room()) {
+        if !worker::with(|worker| worker.may_decide(&self.program)) {
             return self.refuse(connection, Reason::SpoolUnavailable, &downstream, now);
         }
         match downstream.check(&self.program, now.ms()) {
@@ -182,11 +183,14 @@ impl ConnectionState {
         self.conclude(connection, &Answer { decision, cached: false, token: None }, downstream, now)
     }
 
-    /// Records a decision, and says what becomes of the connection. One that cannot be recorded is a denial.
+    /// Records a decision, and says what becomes of the connection. One that cannot be recorded is a denial, or dropped.
     fn conclude(&mut self, connection: &Connection, answer: &Answer, downstream: &Downstream, now: Now) -> Next {
         let decision = &answer.decision;
         let outcome = Outcome { decision, decided_by: decided_by(answer), downstream, token: None, trusted: None };
         let recorded = worker::with(|worker| {
+            if worker.leaves_reserve(&self.program, decision) {
+                return None;
+            }
             worker.record(
                 || connection.worker_index(),
                 Kind::Decision,
@@ -197,9 +201,10 @@ impl ConnectionState {
                 },
             )
         });
-        leave_for_log(connection, recorded);
+        let dropped = recorded.is_none() && worker::with(|worker| worker.drop_record(&self.program, decision, now));
+        leave_for_log(connection, if dropped { Left::Dropped } else { Left::of(recorded) });
         self.recorded = recorded;
-        self.allowed = decision.effect == Effect::Allow && recorded.is_some();
+        self.allowed = decision.effect == Effect::Allow && (recorded.is_some() || dropped);
         match decision.effect {
             Effect::Allow if self.allowed => Next::Continue,
             Effect::Allow => Next::Close(Reason::SpoolUnavailable),
@@ -208,9 +213,38 @@ impl ConnectionState {
     }
 }
 
-fn leave_for_log(connection: &Connection, recorded: Option<u64>) {
-    let sequence = recorded.map(|sequence| sequence.to_string()).unwrap_or_default();
-    connection.set_metadata(METADATA, DECISION, &sequence);
+/// What the access logger is told of the decision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// The sequence of its record.
+    Recorded(u64),
+    /// It could not be written, and the connection was closed.
+    Unrecorded,
+    /// It was let through without one, and is counted.
+    Dropped,
+}
+
+impl Left {
+    fn of(recorded: Option<u64>) -> Self {
+        recorded.map_or(Self::Unrecorded, Self::Recorded)
+    }
+
+    fn parse(text: &[u8]) -> Self {
+        let text = std::str::from_utf8(text).unwrap_or_default();
+        if text == DROPPED {
+            return Self::Dropped;
+        }
+        Self::of(text.parse().ok())
+    }
+}
+
+fn leave_for_log(connection: &Connection, left: Left) {
+    let text = match left {
+        Left::Recorded(sequence) => sequence.to_string(),
+        Left::Unrecorded => String::new(),
+        Left::Dropped => DROPPED.to_owned(),
+    };
+    connection.set_metadata(METADATA, DECISION, &text);
 }
 
 /// Why a connection ended: what a filter said of it, or else which side ended it.
@@ -218,14 +252,9 @@ pub(crate) fn why_ended(entry: &LogEntry) -> Option<&[u8]> {
     entry.termination_details().or_else(|| entry.metadata(METADATA, CLOSED))
 }
 
-/// The sequence of the decision's record; none in place of it where it could not be written, and none at all where
-/// nothing was decided.
-pub(crate) fn left_for_log(entry: &LogEntry) -> Option<Option<u64>> {
-    entry.metadata(METADATA, DECISION).map(parse_sequence)
-}
-
-fn parse_sequence(text: &[u8]) -> Option<u64> {
-    std::str::from_utf8(text).ok()?.parse().ok()
+/// What became of the decision's record; none where nothing was decided.
+pub(crate) fn left_for_log(entry: &LogEntry) -> Option<Left> {
+    entry.metadata(METADATA, DECISION).map(Left::parse)
 }
 
 #[cfg(test)]
@@ -253,9 +282,12 @@ mod tests {
     }
 
     #[test]
-    fn a_sequence_is_read_as_it_is_written() {
-        for (text, wanted) in [("12", Some(12)), ("", None), ("x", None), ("-1", None)] {
-            assert_eq!(parse_sequence(text.as_bytes()), wanted, "{text}");
+    fn what_is_left_is_read_as_it_is_written() {
+        let none = Left::Unrecorded;
+        for (text, wanted) in
+            [("12", Left::Recorded(12)), ("", none), ("x", none), ("-1", none), ("dropped", Left::Dropped)]
+        {
+            assert_eq!(Left::parse(text.as_bytes()), wanted, "{text}");
         }
     }
 }

@@ -24,6 +24,7 @@ mod network_entry;
 mod outcome;
 #[cfg(feature = "panic-for-tests")]
 mod panic_for_tests;
+mod process;
 mod received;
 mod stream;
 mod summary;

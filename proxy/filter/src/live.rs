@@ -3,7 +3,7 @@
 //!
 //! Each worker lists its own. Envoy wakes a worker only by way of one of its streams, and not if that stream has gone:
 //! so a worker keeps a [`Scheduler`] of some stream that runs, and a thread of the process looks twice a second who
-//! has something to do, and wakes them until it is done. It writes what workers have counted, too.
+//! has something to do, and wakes them until it is done.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -13,7 +13,6 @@ use std::time::Duration;
 use crate::abi::Handle;
 use crate::config::generation;
 use crate::envoy::Scheduler;
-use crate::summary;
 use crate::worker::Now;
 
 /// How often it is looked whether something is to be decided again.
@@ -164,7 +163,6 @@ pub(crate) fn look_now() {
 }
 
 fn watch() {
-    let mut summaries = summary::Writer::default();
     loop {
         thread::park_timeout(PERIOD);
         let (generation, now) = (generation(), Now::read());
@@ -173,7 +171,6 @@ fn watch() {
                 bell.ring();
             }
         }
-        summaries.write_due(now);
     }
 }
 

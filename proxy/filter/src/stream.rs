@@ -33,6 +33,8 @@ pub(crate) struct StreamState {
     recorded: Option<u64>,
     /// Instead of that record, where the request is only counted. Boxed: few programs count.
     counted: Option<Box<Counted>>,
+    /// Whether it was let through without one, for want of room.
+    dropped: bool,
     response_headers: Vec<(String, String)>,
     /// Boxed: few streams ask.
     question: Option<Box<Asked>>,
@@ -89,6 +91,7 @@ impl StreamState {
             generation,
             recorded: None,
             counted: None,
+            dropped: false,
             response_headers: Vec::new(),
             question: None,
             peer_ends_ms: 0,
@@ -145,8 +148,9 @@ impl StreamState {
 
     /// Leaves word for the access logger, and does not leave others waiting.
     pub(crate) fn on_complete(&mut self) {
-        let recorded = |decision| Ended::Recorded { decision, by: self.ended_by.take() };
-        let ended = self.recorded.map(recorded).or_else(|| self.counted.take().map(Ended::Counted));
+        let recorded = self.recorded.map(|decision| Ended::Recorded { decision, by: self.ended_by.take() });
+        let counted = || self.counted.take().map(Ended::Counted);
+        let ended = recorded.or_else(counted).or(self.dropped.then_some(Ended::Dropped));
         worker::with(|worker| worker.ended = ended);
         self.give_up_asking();
     }
@@ -245,7 +249,7 @@ impl StreamState {
         let now = Now::read();
         let downstream = downstream(stream);
         self.peer_ends_ms = downstream.ends_ms();
-        if !worker::with(|worker| worker.has_room()) {
+        if !worker::with(|worker| worker.may_decide(&self.program)) {
             return Step::Concluded(self.refuse(stream, Reason::SpoolUnavailable, &downstream, now));
         }
         if let Err(reason) = downstream.check(&self.program, now.ms()) {
@@ -291,7 +295,7 @@ impl StreamState {
         }
     }
 
-    /// Writes the decision record. A decision that cannot be recorded is a denial.
+    /// Writes the decision record. A decision that cannot be recorded is a denial, or dropped.
     fn record(
         &mut self,
         stream: &Stream,
@@ -311,8 +315,13 @@ impl StreamState {
         if self.counted.is_some() {
             return answer;
         }
-        self.recorded = self.write(stream, &outcome, now);
+        let drops = worker::with(|worker| worker.leaves_reserve(&self.program, &answer.decision));
+        self.recorded = if drops { None } else { self.write(stream, &outcome, now) };
         if self.recorded.is_some() {
+            return answer;
+        }
+        self.dropped = worker::with(|worker| worker.drop_record(&self.program, &answer.decision, now));
+        if self.dropped {
             return answer;
         }
         let decision = Decision::without_policy(Effect::Deny, Reason::SpoolUnavailable, self.program.hash());

@@ -2,6 +2,7 @@
 //! and a thread of the process writes the counts when their minute is over.
 
 use std::collections::HashMap;
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -10,8 +11,6 @@ use peltast_engine::spool::Spool;
 use peltast_engine::Program;
 
 use crate::abi::BytesInfo;
-use crate::config::spool_root;
-use crate::envoy::warn;
 use crate::outcome::Outcome;
 use crate::worker::Now;
 
@@ -22,9 +21,6 @@ const MAX_KEYS: usize = 1000;
 
 /// Longest method that is counted by. The caller chooses it, and a key may be kept for a minute.
 const MAX_METHOD_BYTES: usize = 32;
-
-/// The spool that counts are written to is no worker's.
-const SPOOL_NUMBER: u32 = u32::MAX - 1;
 
 /// A request that was let through and is to be counted once it is over.
 pub(crate) struct Counted {
@@ -170,44 +166,48 @@ static ALL: Mutex<Vec<Arc<Mutex<Summaries>>>> = Mutex::new(Vec::new());
 static CAN_BE_WRITTEN: AtomicBool = AtomicBool::new(true);
 
 /// Writes what workers have counted.
-#[derive(Default)]
 pub(crate) struct Writer {
-    spool: Option<Spool>,
     /// What could not be written yet.
     left: Vec<Summary>,
 }
 
 impl Writer {
-    /// Writes what is due `now`, and what was left when it was tried last.
-    pub(crate) fn write_due(&mut self, now: Now) {
+    pub(crate) const fn new() -> Self {
+        Self { left: Vec::new() }
+    }
+
+    /// Writes to `spool`, if there is one, what is due `now`, and what was left when it was tried last.
+    ///
+    /// # Errors
+    /// Something is left again.
+    pub(crate) fn write_due(&mut self, spool: Option<&mut Spool>, now: Now) -> io::Result<()> {
         for summaries in lock(&ALL).iter() {
             self.left.append(&mut lock(summaries).flush(now));
         }
-        let written = self.write(now);
-        if let Err(error) = &written {
-            if CAN_BE_WRITTEN.load(Ordering::Relaxed) {
-                warn(&format!("peltast: counts of requests are not written yet: {error}"));
-            }
-        }
+        let written = self.write(spool, now);
         CAN_BE_WRITTEN.store(written.is_ok(), Ordering::Relaxed);
+        written
     }
 
-    fn write(&mut self, now: Now) -> std::io::Result<()> {
+    /// Writes everything to `spool`, which is to be closed: what minutes that are not over have counted, too.
+    ///
+    /// # Errors
+    /// Something is left.
+    pub(crate) fn write_all(&mut self, spool: &mut Spool, now: Now) -> io::Result<()> {
+        lock(&ALL).iter().for_each(|summaries| lock(summaries).end_minute());
+        self.write_due(Some(spool), now)
+    }
+
+    fn write(&mut self, spool: Option<&mut Spool>, now: Now) -> io::Result<()> {
+        let Some(spool) = spool else {
+            return if self.left.is_empty() { Ok(()) } else { Err(io::Error::other("the process has no spool")) };
+        };
         while let Some(summary) = self.left.last() {
-            let spool = match &mut self.spool {
-                Some(spool) => spool,
-                none => none.insert(open(now)?),
-            };
             spool.append(Kind::Summary, now.ns(), |fields| summary.fill(fields))?;
             self.left.pop();
         }
         Ok(())
     }
-}
-
-fn open(now: Now) -> std::io::Result<Spool> {
-    let root = spool_root().map_err(std::io::Error::other)?;
-    Spool::create(&root.folder, SPOOL_NUMBER, Arc::clone(&root.usage), now.ns())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

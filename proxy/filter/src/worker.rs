@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use peltast_engine::record::{Fields, Kind};
 use peltast_engine::spool::Spool;
-use peltast_engine::{Decider, Decision};
+use peltast_engine::{Decider, Decision, Effect, Program};
 
 use crate::config::spool_root;
 use crate::downstream::Connections;
@@ -63,6 +63,8 @@ pub(crate) enum Ended {
     },
     /// It has no records of its own.
     Counted(Box<Counted>),
+    /// It was let through without a record while there was no room, and that is counted.
+    Dropped,
 }
 
 pub(crate) struct Worker {
@@ -108,6 +110,22 @@ impl Worker {
     /// Whether the spool takes another record.
     pub(crate) fn has_room(&self) -> bool {
         spool_root().is_ok_and(|root| root.usage.has_room())
+    }
+
+    /// Whether a request for `program` may be decided: it can be recorded, or need not be where the spool is full.
+    pub(crate) fn may_decide(&self, program: &Program) -> bool {
+        self.has_room() || (program.spool().drop_when_full && spool_root().is_ok())
+    }
+
+    /// Whether this decision is to be dropped at once: the reserve is for the ends of what was let in before.
+    pub(crate) fn leaves_reserve(&self, program: &Program, decision: &Decision) -> bool {
+        program.spool().drop_when_full && decision.effect == Effect::Allow && !self.has_room()
+    }
+
+    /// Counts a request with this decision as let through without a record, if `program` says so; tells whether it does.
+    pub(crate) fn drop_record(&self, program: &Program, decision: &Decision, now: Now) -> bool {
+        let drops = program.spool().drop_when_full && decision.effect == Effect::Allow;
+        drops && spool_root().map(|root| root.usage.drop_one(now.ns())).is_ok()
     }
 
     /// Writes a record and gives its sequence; none where it could not be written, which Envoy's log then tells.
@@ -168,5 +186,5 @@ impl Worker {
 
 fn open(worker_index: u32, now: Now) -> std::io::Result<Spool> {
     let root = spool_root().map_err(std::io::Error::other)?;
-    Spool::create(&root.folder, worker_index, Arc::clone(&root.usage), now.ns())
+    Spool::create(&root.folder, Some(worker_index), Arc::clone(&root.start), Arc::clone(&root.usage), now.ns())
 }

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from support.running import PELTAST
 from typer.testing import CliRunner
 
+from peltast.audit.checkpoint import VerifierKey
 from peltast.audit.reports.kinds import KINDS
-from peltast.audit.reports.signature import VerifierKey
 from peltast.audit.store.embedded import EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE
 from peltast.cli.main import app

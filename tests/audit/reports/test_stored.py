@@ -7,8 +7,8 @@ from typing import Any
 
 import asyncpg
 import pytest
+from support.starts import take_in
 
-from peltast.audit.collector.collect import take_in
 from peltast.audit.reports.access import ACCESS
 from peltast.audit.reports.denials import DENIALS
 from peltast.audit.reports.formats import Format, write

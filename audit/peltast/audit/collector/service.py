@@ -9,8 +9,8 @@ import asyncpg
 import grpc
 import structlog
 
-from peltast.audit.collector.collect import BadBatch, NotTheOwner, take_in
-from peltast.audit.protos.collector_pb2 import Acknowledgement, Batch
+from peltast.audit.collector.collect import BadBatch, Collector, NotTheOwner
+from peltast.audit.protos.collector_pb2 import Acknowledgement, AuditKeys, Batch, KeysRequest
 
 __all__ = ["collector_methods"]
 
@@ -22,9 +22,20 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def collector_methods(
-    pool: asyncpg.Pool[Any], caller: Callable[[Context], object]
-) -> dict[str, tuple[Any, type[Batch], type[Acknowledgement]]]:
-    """The methods of the gRPC service; `caller` tells the SPIFFE ID of whoever calls, or raises ValueError."""
+    pool: asyncpg.Pool[Any], collector: Collector, caller: Callable[[Context], object]
+) -> tuple[dict[str, tuple[Any, Any, Any]], dict[str, tuple[Any, Any, Any]]]:
+    """The methods of the gRPC service, those of one answer and those that stream.
+
+    `caller` tells the SPIFFE ID of whoever calls, or raises ValueError.
+    """
+
+    async def keys(_: KeysRequest, context: Context) -> AuditKeys:
+        try:
+            caller(context)
+        except ValueError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        public = collector.keyring.keys.public
+        return AuditKeys(sealing_key=public.sealing, hash_key=public.hashing)
 
     async def ship(batches: AsyncIterator[Batch], context: Context) -> AsyncIterator[Acknowledgement]:
         try:
@@ -33,7 +44,7 @@ def collector_methods(
                 if len(batch.spool) != SPOOL_ID_BYTES:
                     raise ValueError(f"a spool's id has {len(batch.spool)} bytes; {SPOOL_ID_BYTES} are expected")
                 async with pool.acquire() as connection:
-                    sequence = await take_in(connection, batch.spool, owner, batch.frames)
+                    sequence = await collector.take_in(connection, owner, batch)
                 yield Acknowledgement(spool=batch.spool, sequence=sequence)
         except NotTheOwner as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
@@ -45,4 +56,4 @@ def collector_methods(
             log.warning("the store cannot be reached", error=str(error))
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the store cannot be reached")
 
-    return {"Ship": (ship, Batch, Acknowledgement)}
+    return {"Keys": (keys, KeysRequest, AuditKeys)}, {"Ship": (ship, Batch, Acknowledgement)}

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$peltast/audit/protos/collector.proto\x12\x10peltast.audit.v1\"&\n\x05\x42\x61tch\x12\r\n\x05spool\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\x02 \x01(\x0c\"2\n\x0f\x41\x63knowledgement\x12\r\n\x05spool\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x32S\n\tCollector\x12\x46\n\x04Ship\x12\x17.peltast.audit.v1.Batch\x1a!.peltast.audit.v1.Acknowledgement(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$peltast/audit/protos/collector.proto\x12\x10peltast.audit.v1\"`\n\x05\x42\x61tch\x12\r\n\x05spool\x18\x01 \x01(\x0c\x12\x0e\n\x06\x66rames\x18\x02 \x01(\x0c\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x15\n\rfrom_sequence\x18\x04 \x01(\x04\x12\x11\n\tfrom_link\x18\x05 \x01(\x0c\"2\n\x0f\x41\x63knowledgement\x12\r\n\x05spool\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\r\n\x0bKeysRequest\"2\n\tAuditKeys\x12\x13\n\x0bsealing_key\x18\x01 \x01(\x0c\x12\x10\n\x08hash_key\x18\x02 \x01(\x0c\x32\x97\x01\n\tCollector\x12\x42\n\x04Keys\x12\x1d.peltast.audit.v1.KeysRequest\x1a\x1b.peltast.audit.v1.AuditKeys\x12\x46\n\x04Ship\x12\x17.peltast.audit.v1.Batch\x1a!.peltast.audit.v1.Acknowledgement(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,13 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'peltast.audit.protos.collec
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_BATCH']._serialized_start=58
-  _globals['_BATCH']._serialized_end=96
-  _globals['_ACKNOWLEDGEMENT']._serialized_start=98
-  _globals['_ACKNOWLEDGEMENT']._serialized_end=148
-  _globals['_COLLECTOR']._serialized_start=150
-  _globals['_COLLECTOR']._serialized_end=233
+  _globals['_BATCH']._serialized_end=154
+  _globals['_ACKNOWLEDGEMENT']._serialized_start=156
+  _globals['_ACKNOWLEDGEMENT']._serialized_end=206
+  _globals['_KEYSREQUEST']._serialized_start=208
+  _globals['_KEYSREQUEST']._serialized_end=221
+  _globals['_AUDITKEYS']._serialized_start=223
+  _globals['_AUDITKEYS']._serialized_end=273
+  _globals['_COLLECTOR']._serialized_start=276
+  _globals['_COLLECTOR']._serialized_end=427
 # @@protoc_insertion_point(module_scope)

@@ -20,20 +20,18 @@ import base64
 import binascii
 import hashlib
 import re
-from dataclasses import dataclass
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from peltast.audit.checkpoint import VerifierKey
 from peltast.audit.reports.report import Report, time_text
 
-__all__ = ["MAX_NOTE", "BadSignature", "VerifierKey", "check", "sign"]
+__all__ = ["MAX_NOTE", "BadSignature", "check", "sign"]
 
 MAX_NOTE = 4096
 
 _VERSION = "peltast.dev/audit-report/v1"
-_ED25519 = b"\x01"
-_KEY = re.compile(r"(?P<name>[^\s+]+)\+(?P<id>[0-9a-f]{8})\+(?P<key>[A-Za-z0-9+/]+=*)\s*")
 _NOTE = re.compile(
     rf"(?P<text>{_VERSION}\nsha256 (?P<hash>[0-9a-f]{{64}})\n(?P<said>(?:[a-z]+ [^\n]+\n)+))"
     r"\n— (?P<name>[^\s+]+) (?P<signature>[A-Za-z0-9+/]+=*)\n"
@@ -42,36 +40,6 @@ _NOTE = re.compile(
 
 class BadSignature(ValueError):
     """A file and its signature do not fit."""
-
-
-@dataclass(frozen=True)
-class VerifierKey:
-    """A public key with its name, written ``NAME+ID+KEY`` as signed notes have it."""
-
-    name: str
-    key: bytes
-
-    @property
-    def id(self) -> bytes:
-        """What signatures name the key by."""
-        return hashlib.sha256(self.name.encode() + b"\n" + _ED25519 + self.key).digest()[:4]
-
-    def __str__(self) -> str:
-        return f"{self.name}+{self.id.hex()}+{base64.b64encode(_ED25519 + self.key).decode()}"
-
-    @classmethod
-    def parse(cls, text: str) -> VerifierKey:
-        """Reads what `str` writes.
-
-        Raises:
-            BadSignature: it is no Ed25519 key of this form.
-        """
-        found = _KEY.fullmatch(text)
-        decoded = _decoded(found["key"]) if found else b""
-        key = cls(found["name"] if found else "", decoded[1:])
-        if found is None or decoded[:1] != _ED25519 or len(key.key) != 32 or key.id.hex() != found["id"]:
-            raise BadSignature("this is no Ed25519 verifier key of the form NAME+ID+KEY")
-        return key
 
 
 def sign(key: Ed25519PrivateKey, name: str, report: Report, content: bytes) -> bytes:

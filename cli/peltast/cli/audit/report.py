@@ -15,11 +15,12 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 
+from peltast.audit.checkpoint import BadCheckpoint, VerifierKey
 from peltast.audit.reports.formats import Format, write
 from peltast.audit.reports.kinds import KINDS
 from peltast.audit.reports.make import Kind, TooLarge, make_report
 from peltast.audit.reports.report import Report, Span
-from peltast.audit.reports.signature import MAX_NOTE, BadSignature, VerifierKey, check, sign
+from peltast.audit.reports.signature import MAX_NOTE, BadSignature, check, sign
 from peltast.audit.reports.to_terminal import to_terminal
 from peltast.authz.revision import Revision
 from peltast.cli.audit.connection import Database, StoreAway, connected
@@ -189,5 +190,5 @@ def _signer(state: Path) -> Signer:
 def _verifier_key(file: Path) -> VerifierKey:
     try:
         return VerifierKey.parse(file.read_text())
-    except (BadSignature, UnicodeDecodeError) as error:
+    except (BadCheckpoint, UnicodeDecodeError) as error:
         raise Unusable(f"{file}: {error}") from None

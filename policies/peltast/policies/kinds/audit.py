@@ -1,19 +1,23 @@
-"""AuditPolicy: what records say of requests, and what is told of decisions beside the record."""
+"""AuditPolicy: what records say of requests, how surely they are kept, and what is told of decisions beside them."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Iterator
+from datetime import timedelta
 from enum import StrEnum
 
 from pydantic import Field
 
+from peltast.policies.kinds.duration import DurationText, duration
 from peltast.policies.kinds.resource import Model, Spec
 from peltast.policies.kinds.selection import WorkloadSelector
 from peltast.policies.sources.documents import FieldPath
 
-__all__ = ["AuditPolicySpec", "Detail", "Record", "Treatment", "claim_path"]
+__all__ = ["AuditPolicySpec", "Detail", "Durability", "OnSpoolFull", "Record", "Treatment", "claim_path"]
+
+DEFAULT_SYNC_INTERVAL = "1s"
 
 Finding = tuple[FieldPath, str, str]
 
@@ -72,12 +76,38 @@ class Denials(Model):
     policy_name: bool = False
 
 
+class OnSpoolFull(StrEnum):
+    """What becomes of a request that would be allowed while its record has no room."""
+
+    DENY = "deny"
+    DROP = "drop"
+
+
+class Durability(StrEnum):
+    """What records survive before they are in the store."""
+
+    PROCESS = "process"
+    """The end of any process."""
+    MACHINE = "machine"
+    """The end of the machine too, but for the last `syncInterval`."""
+
+
 class AuditPolicySpec(Spec):
     """The spec of an AuditPolicy."""
 
     selector: WorkloadSelector = WorkloadSelector()
     denials: Denials = Field(default=Denials())
     record: Record = Field(default=Record())
+    on_spool_full: OnSpoolFull | None = None
+    durability: Durability | None = None
+    sync_interval: DurationText | None = None
+
+    @property
+    def synced_every(self) -> timedelta | None:
+        """How often records are brought to the disk; none where this does not say that they are."""
+        if self.durability is not Durability.MACHINE:
+            return None
+        return duration(self.sync_interval or DEFAULT_SYNC_INTERVAL)
 
     def problems(self) -> list[Finding]:
         """See :meth:`Spec.problems`."""
@@ -87,7 +117,13 @@ class AuditPolicySpec(Spec):
             *_header_problems(headers),
             *_chosen_problems(("record", "claims"), [str(claim_path(claim.name)) for claim in claims]),
             *_claim_problems(claims),
+            *self._sync_problems(),
         ]
+
+    def _sync_problems(self) -> Iterator[Finding]:
+        if self.sync_interval is not None and self.durability is not Durability.MACHINE:
+            allowed = "durability: machine is expected beside it, for nothing is synced otherwise"
+            yield (("syncInterval",), f"{self.sync_interval!r} is given", allowed)
 
 
 def claim_path(name: str) -> list[str]:

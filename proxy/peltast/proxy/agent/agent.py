@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,10 +53,17 @@ class AgentSettings:
 
 
 class Agent:
-    """One sidecar's agent."""
+    """One sidecar's agent. `before_start` comes before every start of its Envoy."""
 
-    def __init__(self, settings: AgentSettings, identity: IdentityClient, envoy: Envoy) -> None:
+    def __init__(
+        self,
+        settings: AgentSettings,
+        identity: IdentityClient,
+        envoy: Envoy,
+        before_start: Callable[[], Awaitable[None]],
+    ) -> None:
         self._settings = settings
+        self._before_start = before_start
         self._identity = identity
         self._envoy = envoy
         self._folder = make_private_folder(settings.state)
@@ -128,6 +135,7 @@ class Agent:
         return Supervised("envoy", command, self._envoy_environment, self._folder / "envoy.log")
 
     async def _envoy_environment(self) -> Mapping[str, str]:
+        await self._before_start()
         return self._environment
 
 

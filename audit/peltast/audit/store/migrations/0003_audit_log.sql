@@ -42,6 +42,8 @@ ALTER TABLE spools
     ADD start bytea,
     ADD start_index bigint,
     ADD closed boolean NOT NULL DEFAULT false;
+-- A spool's keys are its own: what another was begun with cannot begin a second one.
+CREATE UNIQUE INDEX spools_start ON spools (start, start_index);
 
 -- Records that never came, and why: the spool went on at `until` + 1, after a record with this link. Without a link it did
 -- not go on: the record `since` is torn, and how many stood behind it nobody can tell.
