@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import settings
 
 # The same examples in every run: a run that fails says something of what was changed since the last. `make soak`
@@ -30,6 +31,13 @@ def pytest_configure(config: pytest.Config) -> None:
     if libc.unshare(CLONE_NEWNET) != 0:
         raise pytest.UsageError(f"no network of one's own: {os.strerror(ctypes.get_errno())}. Be root, or leave out -n")
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+
+
+@pytest.fixture(autouse=True)
+def logs_as_by_default() -> Iterator[None]:
+    """A command that was run says where logs go: to a file that is closed when its test is over."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
