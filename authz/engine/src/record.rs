@@ -571,7 +571,8 @@ mod tests {
     #[test]
     fn what_is_left_out_or_hashed_says_so() {
         let mut frame = Vec::new();
-        Position::default().write(&mut frame, Kind::Decision, 1, |fields| {
+        let key = Root::new([7; 32]).next_spool();
+        Position::default().write(&key, &mut frame, Kind::Decision, 1, |fields| {
             fields.bytes(Field::Path, b"/a");
             fields.redacted(Field::Query);
             fields.hashed(Field::TokenSubject, b"00ff");

@@ -270,6 +270,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::ratchet::Root;
     use crate::record::{self, read_frame, Kind, Position, State};
     use crate::request::HeaderList;
     use crate::shadow::Shadow;
@@ -286,8 +287,9 @@ mod tests {
     fn written(recording: &Recording, key: bool, fill: impl FnOnce(&Recorder<'_>, &mut Fields<'_>)) -> Vec<String> {
         let hasher = key.then(|| Hasher::new(&KEY));
         let mut frame = Vec::new();
+        let key = Root::new([7; 32]).next_spool();
         Position::default()
-            .write(&mut frame, Kind::Decision, 1, |fields| fill(&recording.recorder(hasher.as_ref()), fields));
+            .write(&key, &mut frame, Kind::Decision, 1, |fields| fill(&recording.recorder(hasher.as_ref()), fields));
         let (record, _) = read_frame(&frame).expect("a frame").expect("whole");
         let text = |(field, state, value): (Field, State, &[u8])| {
             let (name, value) = (field.name(), String::from_utf8_lossy(value).into_owned());
