@@ -7,6 +7,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+import structlog
 from support.starts import PRINCIPAL, start_contents, take_in
 from support.store import partitions, started
 
@@ -99,6 +100,13 @@ def spool(root: Path, usage: SpoolUsage) -> Spool:
 def other_spool(spool: Spool) -> Spool:
     """A second spool in the same folder."""
     return Spool(spool.root, spool.usage)
+
+
+@pytest.fixture(autouse=True)
+def logs() -> Iterator[None]:
+    """A command that ran in this process logged to a stream of its own, which is closed."""
+    yield
+    structlog.reset_defaults()
 
 
 # PostgreSQL -----------------------------------------------------------------------------------------------------------

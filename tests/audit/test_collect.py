@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -447,6 +448,31 @@ async def test_any_text_is_stored_as_text_and_to_the_byte(
     assert stored is not None
     assert (stored["path"], stored["method"]) == (shown, None)
     assert stored["body"].endswith(given)
+
+
+LONG = secrets.token_hex(4096)
+PRINCIPALS = [
+    pytest.param("spiffe://mesh.example/é", "spiffe://mesh.example/é", id="as usual"),
+    pytest.param(LONG[:2048], LONG[:2048], id="the longest SPIFFE ID"),
+    pytest.param(LONG[:2049], LONG[:512] + "…", id="a longer one"),
+    pytest.param(LONG, LONG[:512] + "…", id="what a certificate of another issuer may hold"),
+    pytest.param("🛡" * 513, "🛡" * 512 + "…", id="characters of four bytes"),
+    pytest.param(b"\xff" * 513, r"\xff" * 128 + "…", id="what is longer as it is shown"),
+]
+
+
+@pytest.mark.parametrize(("given", "shown"), PRINCIPALS)
+async def test_any_principal_is_stored_and_what_no_index_holds_is_cut(
+    collector: Connection, owner: Connection, spool: Spool, principal: str, given: str | bytes, shown: str
+) -> None:
+    """It is the one column of a caller's choice that an index is on."""
+    spool.append(source_principal=given)
+    assert await take_in(collector, spool.id, principal, spool.frames()) == 2
+    stored = await owner.fetchrow("SELECT source_principal, body FROM records WHERE sequence = 2")
+    assert stored is not None
+    assert stored["source_principal"] == shown
+    assert stored["body"].endswith(given.encode() if isinstance(given, str) else given)
+    assert (await verify_store(owner)).findings == ()
 
 
 @pytest.mark.parametrize(

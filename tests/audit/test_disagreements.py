@@ -91,10 +91,16 @@ CASES = [
 ]
 
 
-async def write(collector: Connection, spool: Any, owner: str, records: list[tuple[str, float, Fields]]) -> None:
+async def write(collector: Connection, spool: Any, records: list[tuple[str, float, Fields]]) -> None:
     for kind, seconds, fields in records:
         spool.writer.append(kind, BEGIN_NS + int(seconds * 10**9), fields)
-    await take_in(collector, spool.id, owner, spool.frames())
+    await take_in(collector, spool.id, spool.owner, spool.frames())
+
+
+@pytest.fixture
+def callers(spool: Any) -> Any:
+    """The spool of the caller's sidecar."""
+    return type(spool)(spool.root, spool.usage, CALLER)
 
 
 @pytest.mark.parametrize(("caller", "called", "expected"), CASES)
@@ -102,24 +108,24 @@ async def test_what_two_sidecars_tell_is_compared(
     collector: Connection,
     auditor: Connection,
     spool: Any,
-    other_spool: Any,
+    callers: Any,
     caller: list[tuple[str, float, Fields]],
     called: list[tuple[str, float, Fields]],
     expected: list[tuple[str, int | None, int | None]],
 ) -> None:
-    await write(collector, spool, CALLER, caller)
-    await write(collector, other_spool, CALLED, called)
+    await write(collector, callers, caller)
+    await write(collector, spool, called)
     since, until = BEGIN - timedelta(hours=1), BEGIN + timedelta(hours=1)
     found = await disagreements(auditor, since, until, timedelta(seconds=60))
     assert [(each.what, each.outbound_status, each.inbound_status) for each in found] == expected
     for each in found:
         assert (each.source, each.destination, each.method, each.path) == (CALLER, CALLED, "GET", "/books")
-        assert each.outbound in (None, f"{spool.id.hex()}:2")
-        assert each.inbound in (None, f"{other_spool.id.hex()}:2")
+        assert each.outbound in (None, f"{callers.id.hex()}:2")
+        assert each.inbound in (None, f"{spool.id.hex()}:2")
 
 
-async def test_calls_outside_the_range_are_not_told(collector: Connection, auditor: Connection, spool: Any) -> None:
-    await write(collector, spool, CALLER, [outbound("a", 200, -61), outbound("b", 200), outbound("c", 200, 7200)])
+async def test_calls_outside_the_range_are_not_told(collector: Connection, auditor: Connection, callers: Any) -> None:
+    await write(collector, callers, [outbound("a", 200, -61), outbound("b", 200), outbound("c", 200, 7200)])
     since, until = BEGIN - timedelta(seconds=60), BEGIN + timedelta(hours=1)
     found = await disagreements(auditor, since, until, timedelta(seconds=60))
     assert [each.request_id for each in found] == ["b"]

@@ -56,10 +56,10 @@ async def test_whole_tiles_are_stored_and_the_rest_is_kept(
 
 
 async def test_records_are_leaves_in_the_order_of_their_commits(
-    collector: Connection, owner: Connection, stored: Any, other_spool: Any, principal: str
+    collector: Connection, owner: Connection, stored: Any, principal: str
 ) -> None:
-    other = principal + "-other"
-    await take_in(collector, other_spool.id, other, other_spool.frames())
+    other_spool = type(stored)(stored.root, stored.usage, principal + "-other")
+    await take_in(collector, other_spool.id, other_spool.owner, other_spool.frames())
     rows = await owner.fetch("SELECT * FROM records ORDER BY leaf")
     assert [(row["spool"], row["sequence"]) for row in rows] == [
         *((stored.id, sequence) for sequence in (1, 2, 3, 4)),

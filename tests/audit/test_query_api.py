@@ -329,7 +329,7 @@ def refused_or_answered(answer: Answer) -> None:
     assert answer.status in (200, 400)
     if answer.status == 400:
         assert body["allowed"]
-        assert body["parameter"]
+        assert "parameter" in body, "it may have the empty name"
     else:
         assert body["rows"] is not None
 

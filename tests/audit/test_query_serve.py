@@ -245,7 +245,7 @@ async def test_clients_are_who_their_certificates_say_with_the_rights_of_their_r
     callers = [
         (issued.svid(DASHBOARD), 200, None),
         (issued.named("jane"), 200, None),
-        (issued.named("joe"), 403, "permission denied"),
+        (issued.named("joe"), 403, "the store refuses your role"),
         (issued.svid(DASHBOARD + "2"), 403, "has no role here"),
         (issued.named("mallory"), 403, "has no role here"),
         (issued.named("jane", uris=(DASHBOARD, DASHBOARD)), 403, "has no role here"),

@@ -46,6 +46,7 @@ COLLECTS = [
 READS = [
     *(f"SELECT * FROM {table}" for table in TABLES if table not in ("records_default", "exports", "migrations")),
     "SELECT * FROM requests",
+    "SELECT * FROM counted_requests",
 ]
 
 ANYBODY_MUST_NOT = [
@@ -200,15 +201,14 @@ async def as_role(postgres: EmbeddedPostgres, role: str) -> AsyncIterator[Connec
 
 
 @pytest.fixture
-async def three_owners(owner: Connection, collector: Connection, stored: Any, other_spool: Any) -> None:
+async def three_owners(owner: Connection, collector: Connection, stored: Any) -> None:
     """Records of two namespaces and of the control plane."""
-    other_spool.append(path="/ledger", effect="deny")
-    await take_in(collector, other_spool.id, OTHER, other_spool.frames())
-    acts = type(other_spool)(other_spool.root, other_spool.usage)
+    ledger, acts = (type(stored)(stored.root, stored.usage, owner) for owner in (OTHER, CONTROL))
+    ledger.append(path="/ledger", effect="deny")
+    await take_in(collector, ledger.id, OTHER, ledger.frames())
     acts.append("act", action="svid.issue")
     await take_in(collector, acts.id, CONTROL, acts.frames())
     await owner.execute("INSERT INTO quarantine SELECT spool, owner, '', '', repeat('x', 32)::bytea FROM spools")
-    await owner.execute("INSERT INTO starts (start, owner, statement) SELECT sha256(spool), owner, '' FROM spools")
 
 
 @pytest.mark.parametrize("table", ["records", "spools", "quarantine", "starts"])

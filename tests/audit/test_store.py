@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -38,11 +39,13 @@ async def test_records_that_were_there_before_the_tree_are_in_it(empty: asyncpg.
         await empty.execute((MIGRATIONS / name).read_text())
         await empty.execute("INSERT INTO migrations VALUES ($1, now())", name)
     await empty.execute(
-        "INSERT INTO records (spool, sequence, owner, schema, time, time_ns, body, link) "
-        "SELECT 'of sixteen bytes', n, 'spiffe://mesh.example/ns/é', 1, now(), n, '', sha256(int8send(n)) "
-        "FROM generate_series(1, 700) n"
+        "INSERT INTO records (spool, sequence, owner, schema, time, time_ns, body, link, source_principal) "
+        "SELECT 'of sixteen bytes', n, 'spiffe://mesh.example/ns/é', 1, now(), n, '', sha256(int8send(n)), "
+        "CASE n WHEN 7 THEN $1 END FROM generate_series(1, 700) n",
+        (long := secrets.token_hex(4096)),
     )
     assert await migrate(empty) == ["0003_audit_log.sql"]
+    assert await empty.fetchval("SELECT source_principal FROM records WHERE leaf = 6") == long[:512] + "…"
     rows = await empty.fetch("SELECT spool, sequence, link, owner FROM records ORDER BY leaf")
     leaves = b"".join(leaf_hash(*row) for row in rows)
     tiles = await empty.fetch("SELECT level, number, hashes FROM tiles ORDER BY number")

@@ -71,6 +71,10 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MAX_BIGINT = 2**63 - 1
 _LAST_TIME_NS = 253_402_300_799 * 10**9
 """The end of the year 9999: a clock that says later is kept in `time_ns`, and shown as this."""
+_MAX_PRINCIPAL_BYTES = 2048
+"""Of a SPIFFE ID (SPIFFE-ID, section 2). The index on principals holds so many, but not 2704."""
+_CUT_PRINCIPAL = 512
+"""Characters that are left of a longer principal: no more bytes than that, whatever they are."""
 
 
 def row(spool: bytes, leaf: int, owner: str, record: Record) -> tuple[Any, ...]:
@@ -80,15 +84,19 @@ def row(spool: bytes, leaf: int, owner: str, record: Record) -> tuple[Any, ...]:
     states = (record.redacted or None, record.hashed or None)
     own = (record.schema, record.kind, shown, record.time_ns, record.body, record.link, record.mac, *states)
     fields = record.fields
-    return (
-        place
-        + own
-        + tuple(_value(fields.get(name)) if name not in BYTES_FIELDS else fields.get(name) for name in _FIELDS)
-    )
+    return place + own + tuple(_value(name, fields.get(name)) for name in _FIELDS)
 
 
-def _value(value: bytes | int | None) -> str | int | None:
+def _value(name: str, value: bytes | int | None) -> bytes | str | int | None:
+    """What the column holds. The record's body keeps what was there."""
     if isinstance(value, bytes):
-        # Postgres text takes neither bad UTF-8 nor NUL. The record's body keeps what was there.
-        return value.decode(errors="backslashreplace").replace("\0", "\\x00")
+        return value if name in BYTES_FIELDS else _text(name, value)
     return None if value is None else min(value, MAX_BIGINT)
+
+
+def _text(name: str, value: bytes) -> str:
+    # Postgres text takes neither bad UTF-8 nor NUL.
+    text = value.decode(errors="backslashreplace").replace("\0", "\\x00")
+    if name == "source_principal" and len(text.encode()) > _MAX_PRINCIPAL_BYTES:
+        return f"{text[:_CUT_PRINCIPAL]}…"
+    return text

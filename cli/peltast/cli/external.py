@@ -13,7 +13,7 @@ from typing import Any
 import asyncpg
 
 from peltast.audit.store.embedded import SUPERUSER
-from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE
+from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, EXPORTER_ROLE
 from peltast.audit.store.url import as_role, check_database_url, with_password
 from peltast.identity.files import make_private_folder, write_private
 
@@ -41,9 +41,10 @@ class ExternalPostgres:
         return self._url if role == SUPERUSER else as_role(self._url, role, str(self._passwords))
 
     async def set_passwords(self, connection: asyncpg.Connection[Any]) -> None:
-        """Gives the collector and the auditor passwords of their own, each time the same."""
+        """Gives the collector, the auditor and the exporter passwords of their own, each time the same."""
         if not self._passwords.exists():
-            lines = (f"*:*:*:{role}:{secrets.token_urlsafe(32)}\n" for role in (COLLECTOR_ROLE, AUDITOR_ROLE))
+            roles = (COLLECTOR_ROLE, AUDITOR_ROLE, EXPORTER_ROLE)
+            lines = (f"*:*:*:{role}:{secrets.token_urlsafe(32)}\n" for role in roles)
             make_private_folder(self._passwords.parent)
             write_private(self._passwords, "".join(lines).encode())
         for line in self._passwords.read_text().splitlines():

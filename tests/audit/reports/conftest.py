@@ -80,7 +80,10 @@ async def recorded(log: Log) -> Log:
         root = bytes([filler]) * 32
         await log.owner.execute("INSERT INTO checkpoints VALUES ($1, $2, $3, 'note')", size, root, time)
     moment = SINCE + timedelta(seconds=5)
-    await log.owner.execute("INSERT INTO gaps VALUES ($1, 5, 9, 'damaged', $2)", SPOOL, moment)
+    await log.owner.execute(
+        "INSERT INTO gaps (spool, since, until, reason, noticed) VALUES ($1, 5, 9, 'damaged', $2)",
+        *(SPOOL, moment),
+    )
     await log.owner.execute("INSERT INTO starts VALUES ($1, 'x', NULL, '', $2)", bytes(32), moment)
     await log.owner.execute("INSERT INTO quarantine VALUES ($1, 'x', 'fork', '', '', $2)", SPOOL, moment)
     return log

@@ -70,6 +70,7 @@ HANDLERS = {
     InvalidQuery: _of_query,
     asyncpg.QueryCanceledError: _of_time,
     asyncpg.InsufficientPrivilegeError: _of_rights,
+    asyncpg.UndefinedTableError: _of_rights,  # what a role reads that may not use the schema
     asyncpg.PostgresError: _of_store,
     asyncpg.InterfaceError: _of_store,
     OSError: _of_store,

@@ -23,6 +23,13 @@ MAX_GAP = 10_000_000
 MAX_REASON = 1000
 """Characters of an agent's reason that are kept."""
 
+_NOT_TAKEN = (
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.DataError,
+    asyncpg.ProgramLimitExceededError,
+    OverflowError,
+)
+
 log = structlog.get_logger()
 
 Connection: TypeAlias = "asyncpg.Connection[Any] | asyncpg.pool.PoolConnectionProxy[Any]"
@@ -115,7 +122,7 @@ async def _take_in(
         rows = [row(spool, leaf + index, owner, record) for index, record in enumerate(records)]
         try:
             await connection.copy_records_to_table("records", records=rows, columns=list(COLUMNS))
-        except (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError, OverflowError) as error:
+        except _NOT_TAKEN as error:
             # A sound chain of records that contradict each other or say what no column holds: it would not go in later.
             raise BadBatch(f"the store does not take it: {error}") from error
         closed = records[-1].kind == "close"

@@ -28,12 +28,11 @@ GRANT INSERT ON records, quarantine, tiles, checkpoints, starts, gaps TO peltast
 GRANT SELECT (spool, sequence, leaf, time, kind, decision_sequence, link) ON records TO peltast_collector;
 GRANT SELECT ON tree, tiles, checkpoints, starts, gaps TO peltast_collector;
 GRANT UPDATE (size, frontier, tail) ON tree TO peltast_collector;
-GRANT SELECT ON counted_requests TO peltast_auditor;
 GRANT SELECT, INSERT ON spools TO peltast_collector;
 GRANT UPDATE (sequence, link, last_seen, start, start_index, closed) ON spools TO peltast_collector;
 GRANT EXECUTE ON FUNCTION ensure_partitions TO peltast_collector;
 
-GRANT SELECT ON records, requests, spools, quarantine, tree, tiles, checkpoints, starts, gaps, legal_holds,
+GRANT SELECT ON records, requests, counted_requests, spools, quarantine, tree, tiles, checkpoints, starts, gaps, legal_holds,
     dropped_partitions, dropped_records, auditors
 TO peltast_auditor;
 
@@ -41,7 +40,6 @@ TO peltast_auditor;
 GRANT SELECT ON records, tree TO peltast_exporter;
 GRANT SELECT, INSERT ON exports TO peltast_exporter;
 GRANT UPDATE (leaf, updated) ON exports TO peltast_exporter;
-GRANT SELECT ON exports TO peltast_auditor;
 
 ALTER ROLE peltast_auditor SET default_transaction_read_only = on;
 
