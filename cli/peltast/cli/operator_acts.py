@@ -17,9 +17,7 @@ from peltast.identity.rpc import generic_handler
 
 __all__ = ["note_act", "operator_acts_handler"]
 
-ACTIONS = frozenset(
-    {"hold.add", "hold.remove", "partition.drop", "auditor.add", "auditor.remove", "audit.exported", "audit.query"}
-)
+ACTIONS = frozenset({"hold.add", "hold.remove", "partition.drop", "auditor.add", "auditor.remove", "audit.exported"})
 """What may be noted so. The control plane's own acts are none of these."""
 
 _NAME = "peltast.identity.v1.OperatorActs"
