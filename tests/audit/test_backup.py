@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from support.starts import take_in
-from support.store import partitions
+from support.store import SIGNER, partitions, sign_as_collector
 
 from peltast.audit.chain import verify_store
 from peltast.audit.store.auditors import Auditor, add_auditor, remove_auditor
@@ -31,19 +31,28 @@ def tool(name: str, *arguments: str) -> None:
 
 
 @pytest.fixture
-async def full(unpartitioned: Connection, collector: Connection, stored: Any, other_spool: Any) -> Connection:
-    """A store with something in every table that a backup could lose."""
+def ledger(stored: Any) -> Any:
+    """A spool of another namespace."""
+    return type(stored)(stored.root, stored.usage, "spiffe://mesh.example/ns/payments/sa/ledger")
+
+
+@pytest.fixture
+async def full(
+    postgres: EmbeddedPostgres, unpartitioned: Connection, collector: Connection, stored: Any, ledger: Any
+) -> Connection:
+    """A store with something in every table that a backup could lose: 300 records, signed."""
     await ensure_partitions(collector)
-    other_spool.clock = time.time_ns()
-    other_spool.append(path=b"/\xff\x00'; DROP TABLE records; --")
-    await take_in(collector, other_spool.id, "spiffe://mesh.example/ns/payments/sa/ledger", other_spool.frames())
+    ledger.clock = time.time_ns()
+    ledger.append(path=b"/\xff\x00'; DROP TABLE records; --")
+    await take_in(collector, ledger.id, ledger.owner, ledger.frames())
+    for _ in range(294):
+        stored.append(path="/more")
+    await take_in(collector, stored.id, stored.owner, stored.frames())
+    await sign_as_collector(postgres)
     for statement in (
-        "INSERT INTO tiles VALUES (0, 0, decode(repeat('5a', 8192), 'hex'))",
-        "INSERT INTO checkpoints (size, root, note) VALUES (6, decode(repeat('5a', 32), 'hex'), 'note')",
-        "INSERT INTO starts (start, owner, statement) VALUES (decode(repeat('5a', 32), 'hex'), 'o', 's')",
         "INSERT INTO gaps (spool, since, until, reason) VALUES ('s', 1, 2, 'r')",
         "INSERT INTO legal_holds (name, since, until, reason) VALUES ('case 7', '2026-01-01', '2026-01-02', 'r')",
-        "INSERT INTO dropped_partitions (day, records) VALUES ('2026-01-01', 7)",
+        "INSERT INTO dropped_partitions (day, records) VALUES ('2026-01-01', 0)",
     ):
         await unpartitioned.execute(statement)
     await add_auditor(unpartitioned, Auditor("mary", "payments"))
@@ -70,9 +79,10 @@ async def restored(
 
 
 async def test_the_chain_verifies_after_a_restore(full: Connection, restored: tuple[Connection, str]) -> None:
-    verification = await verify_store(restored[0])
+    verification = await verify_store(restored[0], SIGNER.verifier_key)
+    assert verification == await verify_store(full, SIGNER.verifier_key)
     assert verification.findings == ()
-    assert verification.records == (await verify_store(full)).records == 6
+    assert (verification.records, verification.checkpoints) == (300, 1)
 
 
 async def test_every_row_is_restored_and_lies_in_its_partition(
@@ -86,15 +96,16 @@ async def test_every_row_is_restored_and_lies_in_its_partition(
     assert await restored[0].fetch(query) == await full.fetch(query)
 
 
-async def test_a_restored_store_goes_on(full: Connection, restored: tuple[Connection, str], other_spool: Any) -> None:
+async def test_a_restored_store_goes_on(full: Connection, restored: tuple[Connection, str], ledger: Any) -> None:
     """It is up to date, its roles may do what they may, and sidecars go on where they stood."""
     connection, url = restored
     assert await migrate(connection) == []
     collector = await asyncpg.connect(url.replace(f"{SUPERUSER}@", f"{COLLECTOR_ROLE}@"))
-    other_spool.append(path="/next")
-    await take_in(collector, other_spool.id, "spiffe://mesh.example/ns/payments/sa/ledger", other_spool.frames())
+    ledger.append(path="/next")
+    await take_in(collector, ledger.id, ledger.owner, ledger.frames())
     await collector.close()
-    assert (await verify_store(connection)).records == 7
+    verification = await verify_store(connection, SIGNER.verifier_key)
+    assert (verification.records, verification.findings) == (301, ())
     seen = {}
     for role in (AUDITOR_ROLE, "mary"):
         auditor = await asyncpg.connect(url.replace(f"{SUPERUSER}@", f"{role}@"))
@@ -102,22 +113,21 @@ async def test_a_restored_store_goes_on(full: Connection, restored: tuple[Connec
         with pytest.raises(asyncpg.PostgresError):
             await auditor.execute("DELETE FROM records")
         await auditor.close()
-    assert seen == {AUDITOR_ROLE: 7, "mary": 3}
+    assert seen == {AUDITOR_ROLE: 301, "mary": 3}
 
 
 async def test_a_backup_that_is_older_than_what_sidecars_were_told_is_noticed(
-    restored: tuple[Connection, str], collector: Connection, other_spool: Any
+    restored: tuple[Connection, str], collector: Connection, ledger: Any
 ) -> None:
     """What was acknowledged after it is on no disk any more: the next batch does not go on from what was restored."""
     _, url = restored
-    owner = "spiffe://mesh.example/ns/payments/sa/ledger"
-    other_spool.append(path="/after/the/backup")
-    known = len(other_spool.frames())
-    await take_in(collector, other_spool.id, owner, other_spool.frames())
-    other_spool.append(path="/next")
+    ledger.append(path="/after/the/backup")
+    known = len(ledger.frames())
+    await take_in(collector, ledger.id, ledger.owner, ledger.frames())
+    ledger.append(path="/next")
     again = await asyncpg.connect(url.replace(f"{SUPERUSER}@", f"{COLLECTOR_ROLE}@"))
     with pytest.raises(ValueError, match="record 4 follows where record 3 is due"):
-        await take_in(again, other_spool.id, owner, other_spool.frames()[known:])
+        await take_in(again, ledger.id, ledger.owner, ledger.frames()[known:])
     await again.close()
 
 

@@ -33,6 +33,7 @@ TABLES = [
 COLLECTS = [
     RECORD,
     "SELECT spool, sequence, leaf, time, kind, decision_sequence, link FROM records",
+    "SELECT spool, since, until, link FROM dropped_records",
     "SELECT * FROM spools",
     "UPDATE spools SET sequence = 1, link = link, last_seen = now(), start = start, start_index = 1, closed = true",
     "SELECT size, frontier FROM tree FOR UPDATE",

@@ -13,10 +13,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from peltast.audit.checkpoint import Signer
+from peltast.audit.collector.checkpoints import sign_tree
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
+from peltast.audit.store.migrate import COLLECTOR_ROLE
 
-__all__ = ["partitions", "started"]
+__all__ = ["SIGNER", "partitions", "sign_as_collector", "started"]
+
+SIGNER = Signer("peltast.dev/audit/mesh.example", Ed25519PrivateKey.from_private_bytes(b"k" * 32))
 
 DEADLINE_SECONDS = 30.0
 
@@ -52,6 +58,12 @@ async def _until_it_answers(server: EmbeddedPostgres, process: subprocess.Popen[
         else:
             await connection.close()
             return
+
+
+async def sign_as_collector(server: EmbeddedPostgres) -> None:
+    """Signs the tree as it stands."""
+    async with asyncpg.create_pool(server.url(COLLECTOR_ROLE), min_size=0, max_size=1) as pool:
+        assert await sign_tree(pool, SIGNER), "it has grown"
 
 
 async def partitions(owner: asyncpg.Connection) -> list[str]:

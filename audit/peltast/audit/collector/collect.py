@@ -225,9 +225,16 @@ async def _lock_spool(connection: Connection, spool: bytes, owner: str) -> Place
 
 
 async def _check_resent(connection: Connection, spool: bytes, sequence: int, link: bytes) -> None:
-    """What was committed before must come again as it was: its link tells of all before it."""
-    stored = await connection.fetchval("SELECT link FROM records WHERE spool = $1 AND sequence = $2", spool, sequence)
-    if stored != link:
+    """What was committed before must come again as it was: its link tells of all before it.
+
+    Of records that retention dropped only the last link of each run is known.
+    """
+    known = await connection.fetch(
+        "SELECT link FROM records WHERE spool = $1 AND sequence = $2 UNION ALL "
+        "SELECT CASE until WHEN $2 THEN link END FROM dropped_records WHERE spool = $1 AND $2 BETWEEN since AND until",
+        *(spool, sequence),
+    )
+    if not known or known[0]["link"] not in (None, link):
         raise BadBatch(f"record {sequence} was shipped before with another content: the spool has forked")
 
 

@@ -26,6 +26,7 @@ GRANT USAGE ON SCHEMA public TO peltast_collector, peltast_auditor, peltast_expo
 
 GRANT INSERT ON records, quarantine, tiles, checkpoints, starts, gaps TO peltast_collector;
 GRANT SELECT (spool, sequence, leaf, time, kind, decision_sequence, link) ON records TO peltast_collector;
+GRANT SELECT (spool, since, until, link) ON dropped_records TO peltast_collector;
 GRANT SELECT ON tree, tiles, checkpoints, starts, gaps TO peltast_collector;
 GRANT UPDATE (size, frontier, tail) ON tree TO peltast_collector;
 GRANT SELECT, INSERT ON spools TO peltast_collector;
