@@ -77,9 +77,12 @@ async def test_only_the_owner_can_read_keys_and_sockets(folder: Path, state: Pat
         ]
         names = {str(file.relative_to(state)) for file in keys}
         expected = {"ca/root.key", "ca/intermediate.key", "control/svid.pem", "collector/svid.pem"}
+        expected |= {"collector/audit/signing.key"}
         assert names == expected | {f"sidecars/shop/{name}/svid.pem" for name in ("client", "server")}
         assert {stat.S_IMODE(file.stat().st_mode) for file in keys} == {0o600}
         folders = [place for place in state.rglob("*") if place.is_dir() and "postgres" not in place.parts]
+        secrets = [*state.rglob("audit/*.key"), *state.rglob("audit-keys.pb"), *state.rglob("spool/start")]
+        assert {stat.S_IMODE(file.stat().st_mode) for file in secrets} == {0o600}
         open_folders = [str(place) for place in folders if place.stat().st_mode & 0o077]
         assert not open_folders
         logs = [file for file in state.rglob("*.log") if b"PRIVATE KEY" in file.read_bytes()]

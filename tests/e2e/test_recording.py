@@ -9,12 +9,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from support.envoys import Envoys
-from support.generated import CALLERS, PolicySet
+from support.generated import PolicySet
 from support.http import Connection, ask
-from support.inbound import running
 from support.issuer import Issuer
-from support.reference import Asked
 from support.running import ALLOW, CLIENT, DENY, EGRESS_PORT, RunningMesh, eventually
 
 from peltast.audit.chain import verify_store
@@ -171,17 +168,6 @@ class Hashing(PolicySet):
     """No policies but for one that has records hash something."""
 
     text = HASHING
-
-
-def test_without_the_key_nothing_is_let_through_and_nothing_is_in_clear(state: Path) -> None:
-    """Envoy by itself: no agent left it the mesh's key."""
-    with running(state, Envoys(state), "envoy", [Hashing(0, ())]) as inbound:
-        asked = [(caller, Asked(path=f"/a?{SECRETS['query']}")) for caller in CALLERS]
-        assert {outcome.reason for outcome in inbound.decide(asked)} == {"not_ready"}
-        spool = state / "envoy" / "spool"
-        assert files_with(spool, b"not_ready")
-        assert files_with(spool, SECRETS["query"].encode()) == []
-        assert files_with(spool, b"127.0.0.1") == []
 
 
 SUMMARY = """

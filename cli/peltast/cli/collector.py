@@ -26,6 +26,7 @@ from peltast.cli.signing import load_or_create_signer
 from peltast.cli.starts import Starter
 from peltast.identity.acts import Act
 from peltast.identity.client import IdentityClient
+from peltast.identity.files import make_private_folder
 from peltast.identity.rpc import (
     caller,
     channel_credentials,
@@ -51,7 +52,7 @@ async def run_collector(settings: ControlSettings, database: str, sinks: Mapping
     roots = settings.trust_bundle.read_bytes()
     identity = IdentityClient(folder, roots, settings.address(ports.join), settings.address(ports.mtls))
     await identity.start(token)
-    keys = load_or_create_keys(settings.audit_keys)
+    keys = load_or_create_keys(make_private_folder(settings.audit_keys))
     address = settings.address(ports.collector)
 
     def own_channel() -> grpc.aio.Channel:

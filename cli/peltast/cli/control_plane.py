@@ -41,7 +41,7 @@ from peltast.identity.ca.authority import issue
 from peltast.identity.ca.service import CertificateService
 from peltast.identity.ca.store import load_or_create
 from peltast.identity.certificates import pem, spiffe_id_of
-from peltast.identity.files import write_private
+from peltast.identity.files import make_private_folder, write_private
 from peltast.identity.rpc import (
     caller,
     channel_credentials,
@@ -78,7 +78,7 @@ class ControlPlane:
         self._shipper = Shipper(spool, SPOOL_BYTES, self._collector_channel)
         starter = Starter(spool, settings.state / "control" / "audit-start.sha256", lambda: self._svid)
         # The collector cannot be asked: its SVID is issued here, and not before that is on record.
-        audit_keys = load_or_create_keys(settings.audit_keys).public
+        audit_keys = load_or_create_keys(make_private_folder(settings.audit_keys)).public
         self._acts = ActLog(spool, str(self._principal), lambda: starter.start(audit_keys))
         self._changes = ChangeLog(configuration, settings.state / "control" / "configuration.json", self._acts.report)
         self._tokens = JoinTokens()

@@ -36,7 +36,7 @@ def load_or_create_keys(folder: Path) -> CollectorKeys:
     Raises:
         ValueError: a file there is no key.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
     sealing = _load_or_create(folder / "sealing.key", lambda: X25519PrivateKey.generate().private_bytes_raw())
     hashing = _load_or_create(folder / "hash.key", lambda: secrets.token_bytes(_KEY_BYTES))
     return CollectorKeys(X25519PrivateKey.from_private_bytes(sealing), hashing)
