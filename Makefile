@@ -7,7 +7,8 @@ LIBRARIES := authz/peltast/authz/_engine.abi3.so proxy/peltast/proxy/libpeltast_
 INSTALLED := .venv/.installed
 PROTOS := identity/peltast/identity/protos/act.proto identity/peltast/identity/protos/ca.proto \
           identity/peltast/identity/protos/join.proto \
-          audit/peltast/audit/protos/collector.proto audit/peltast/audit/protos/start.proto \
+          audit/peltast/audit/protos/collector.proto audit/peltast/audit/protos/otlp.proto \
+          audit/peltast/audit/protos/start.proto \
           authz/peltast/authz/protos/revocation.proto
 
 # Several tests at a time need networks of their own, which only root can make.

@@ -15,8 +15,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse
-from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord
+from peltast.audit.protos.otlp_pb2 import ExportLogsServiceRequest, ExportLogsServiceResponse, LogRecord
 
 DEADLINE_SECONDS = 30.0
 

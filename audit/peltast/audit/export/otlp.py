@@ -6,15 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from google.protobuf.message import DecodeError
-from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import (
-    ExportLogsServiceRequest,
-    ExportLogsServiceResponse,
-)
-from opentelemetry.proto.common.v1.common_pb2 import AnyValue, ArrayValue, InstrumentationScope, KeyValue, KeyValueList
-from opentelemetry.proto.logs.v1.logs_pb2 import LogRecord, ResourceLogs, ScopeLogs, SeverityNumber
-from opentelemetry.proto.resource.v1.resource_pb2 import Resource
 
 from peltast.audit.export.receiver import Entry
+from peltast.audit.protos.otlp_pb2 import (
+    AnyValue,
+    ArrayValue,
+    ExportLogsServiceRequest,
+    ExportLogsServiceResponse,
+    InstrumentationScope,
+    KeyValue,
+    KeyValueList,
+    LogRecord,
+    Resource,
+    ResourceLogs,
+    ScopeLogs,
+    SeverityNumber,
+)
 
 __all__ = ["accepted", "logs_request"]
 
