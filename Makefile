@@ -28,8 +28,8 @@ test: unit e2e ## Pass all tests: units first, then end to end
 
 unit: build ## Tests in Rust and Python without a mesh
 	@echo "==> Rust tests"
-	@cargo test --release --locked --quiet -p peltast-engine
-	@cargo test --release --locked --quiet -p peltast-filter
+	@cargo test --profile quick --locked --quiet -p peltast-engine
+	@cargo test --profile quick --locked --quiet -p peltast-filter
 	@echo "==> Python tests"
 	@$(PYTEST) -m "not e2e"
 
@@ -49,9 +49,9 @@ lint: build ## Formatting, lints, types, import contracts
 	@$(BIN)/lint-imports
 	@echo "==> rustfmt, clippy"
 	@cargo fmt --check
-	@cargo clippy --release --locked --quiet -p peltast-engine --all-targets -- -D warnings
-	@cargo clippy --release --locked --quiet -p peltast-engine --features python --lib -- -D warnings
-	@cargo clippy --release --locked --quiet -p peltast-filter --all-targets -- -D warnings
+	@cargo clippy --profile quick --locked --quiet -p peltast-engine --all-targets -- -D warnings
+	@cargo clippy --profile quick --locked --quiet -p peltast-engine --features python --lib -- -D warnings
+	@cargo clippy --profile quick --locked --quiet -p peltast-filter --all-targets -- -D warnings
 
 bench: build ## Measure the engine, the sidecar and the audit store against their limits
 	@$(BIN)/python benchmarks/decide.py --check

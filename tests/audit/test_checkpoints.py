@@ -23,7 +23,8 @@ from support.starts import take_in
 from peltast.audit.checkpoint import Signer, open_checkpoint
 from peltast.audit.collector import checkpoints as module
 from peltast.audit.collector.checkpoints import Checkpoints, Publisher, sign_tree
-from peltast.audit.sinks import S3, Folder, Published, SinkFailed, Syslog, sink_of, source_of
+from peltast.audit.s3 import S3
+from peltast.audit.sinks import Folder, Published, SinkFailed, Syslog, sink_of, source_of
 from peltast.audit.store.embedded import EmbeddedPostgres
 from peltast.audit.store.migrate import COLLECTOR_ROLE
 from peltast.authz._engine import tree_root

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import subprocess
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
+import pytest
 from support.running import eventually
 from support.starts import take_in
 
@@ -43,6 +44,26 @@ async def store(server: EmbeddedPostgres, spool: Any, principal: str) -> None:
         return True
 
     await eventually(stored, "the spool is stored")
+
+
+async def test_following_goes_on_whatever_a_database_that_goes_away_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(read, "AWAY_SECONDS", 0)
+    errors = iter(
+        [
+            ConnectionRefusedError("nobody listens"),
+            asyncpg.CannotConnectNowError("the database system is starting up"),
+            asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+            asyncpg.InterfaceError("connection is closed"),
+            asyncpg.InternalClientError("cannot switch to state 15; another operation (2) is in progress"),
+            LookupError("the last"),
+        ]
+    )
+
+    def connect() -> AbstractAsyncContextManager[asyncpg.Connection]:
+        raise next(errors)
+
+    with pytest.raises(LookupError, match="the last"):
+        await anext(read.follow(connect, Query(limit=None), -1))
 
 
 async def test_following_goes_on_when_the_database_was_killed(

@@ -18,19 +18,21 @@ import peltast.proxy.sidecar.binary
 
 ROOT = Path(__file__).parents[2]
 MODULE = Path(peltast.proxy.sidecar.binary.__file__).parent.parent / "libpeltast_filter.so"
-BUILD = ["cargo", "build", "--release", "--locked", "--quiet", "-p", "peltast-filter"]
+BUILD = [
+    *("cargo", "build", "--profile", "quick", "--locked", "--quiet"),
+    *("-p", "peltast-filter", "--features", "panic-for-tests"),
+]
 
 
 @pytest.fixture
 def module_that_panics(tmp_path: Path) -> Iterator[None]:
     """In place of the module is one that panics where a request asks for it (`panic-for-tests`)."""
-    subprocess.run([*BUILD, "--features", "panic-for-tests"], cwd=ROOT, check=True)
+    subprocess.run(BUILD, cwd=ROOT, check=True)
     kept = tmp_path / "kept.so"
     shutil.copyfile(MODULE, kept)
-    replace(ROOT / "target" / "release" / "libpeltast_filter.so")
+    replace(ROOT / "target" / "quick" / "libpeltast_filter.so")
     yield
     replace(kept)
-    subprocess.run(BUILD, cwd=ROOT, check=True)
 
 
 def replace(source: Path) -> None:

@@ -22,8 +22,8 @@ from peltast.identity.certificates import pem
 from peltast.identity.rpc import channel_credentials, generic_handler, open_channel, server_credentials, server_options
 from peltast.identity.svid import Svid, new_key_and_csr
 from peltast.proxy.xds.compile import Surroundings
-from peltast.proxy.xds.discovery import MODULE_METADATA, DiscoveryService, ProxyStatus
-from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, Resources
+from peltast.proxy.xds.discovery import DiscoveryService, ProxyStatus
+from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, MODULE_METADATA, Resources
 from peltast.proxy.xds.serve import AGGREGATED_DISCOVERY
 
 DEADLINE_SECONDS = 20.0

@@ -155,6 +155,7 @@ class RunningMesh:
 
     def _show_logs(self) -> None:
         """Prints the ends of all logs, which go with the state: pytest shows them beside the failure."""
+        print("== peltast up", *self.output.splitlines()[-40:], sep="\n")
         for file in [*self.state.glob("logs/*.log"), *self.state.glob("sidecars/*/*/envoy.log")]:
             print(f"== {file.relative_to(self.state)}", *file.read_text().splitlines()[-20:], sep="\n")
 

@@ -7,33 +7,37 @@ A sink is named by a word: ``folder:PATH``, ``s3://BUCKET/PREFIX``, ``syslog:HOS
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from typing import Protocol, TypeVar
-from urllib.parse import urlsplit
-
-import urllib3
-from minio import Minio
-from minio.credentials.providers import EnvAWSProvider
-from minio.error import MinioException
+from typing import TYPE_CHECKING, Protocol
 
 from peltast.audit.checkpoint import MAX_NOTE
 
-__all__ = ["S3", "Folder", "Published", "Sink", "SinkFailed", "Source", "Syslog", "sink_of", "source_of"]
+if TYPE_CHECKING:
+    from peltast.audit.s3 import S3
 
-T = TypeVar("T")
+__all__ = [
+    "SUFFIX",
+    "TIMEOUT_SECONDS",
+    "Folder",
+    "Published",
+    "Sink",
+    "SinkFailed",
+    "Source",
+    "Syslog",
+    "sink_of",
+    "source_of",
+]
 
-_SUFFIX = ".checkpoint"
-_TIMEOUT_SECONDS = 10.0
+SUFFIX = ".checkpoint"
+TIMEOUT_SECONDS = 10.0
 
 
 class SinkFailed(ConnectionError):
@@ -52,7 +56,7 @@ class Published:
     @property
     def name(self) -> str:
         """What it is called where checkpoints have names: in their order, and another one for another tree."""
-        return f"{self.size:020}-{self.root.hex()[:16]}{_SUFFIX}"
+        return f"{self.size:020}-{self.root.hex()[:16]}{SUFFIX}"
 
 
 class Sink(Protocol):
@@ -102,7 +106,7 @@ class Folder:
 
     async def notes(self) -> dict[str, str]:
         try:
-            files = sorted(file for file in self.path.iterdir() if file.name.endswith(_SUFFIX))
+            files = sorted(file for file in self.path.iterdir() if file.name.endswith(SUFFIX))
             return {file.name: _read(file) for file in files}
         except OSError as error:
             raise SinkFailed(f"{self.path}: {error}") from error
@@ -111,45 +115,6 @@ class Folder:
 def _read(file: Path) -> str:
     with file.open(encoding="utf-8", errors="replace") as opened:
         return opened.read(MAX_NOTE)
-
-
-@dataclass(frozen=True)
-class S3:
-    """An object a checkpoint, in a bucket whose own settings (object lock) keep it."""
-
-    client: Minio
-    bucket: str
-    prefix: str
-
-    async def put(self, checkpoint: Published) -> None:
-        await _in_thread(partial(self._put, checkpoint))
-
-    def _put(self, checkpoint: Published) -> None:
-        content = checkpoint.note.encode()
-        name = self.prefix + checkpoint.name
-        self.client.put_object(self.bucket, name, io.BytesIO(content), len(content), "text/plain; charset=utf-8")
-
-    async def notes(self) -> dict[str, str]:
-        return await _in_thread(self._notes)
-
-    def _notes(self) -> dict[str, str]:
-        listed = (found.object_name for found in self.client.list_objects(self.bucket, prefix=self.prefix))
-        return {name: self._note(name) for name in sorted(filter(None, listed)) if name.endswith(_SUFFIX)}
-
-    def _note(self, name: str) -> str:
-        response = self.client.get_object(self.bucket, name)
-        try:
-            return response.read(MAX_NOTE).decode(errors="replace")
-        finally:
-            response.close()
-            response.release_conn()
-
-
-async def _in_thread(function: Callable[[], T]) -> T:
-    try:
-        return await asyncio.to_thread(function)
-    except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise SinkFailed(f"S3: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -162,7 +127,7 @@ class Syslog:
 
     async def put(self, checkpoint: Published) -> None:
         try:
-            async with asyncio.timeout(_TIMEOUT_SECONDS):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
                 await self._send(syslog_message(checkpoint))
         except (OSError, TimeoutError) as error:
             raise SinkFailed(f"syslog {self.host}:{self.port}: {error or 'it takes too long'}") from error
@@ -212,7 +177,9 @@ def source_of(word: str, environment: Mapping[str, str]) -> Folder | S3:
     if kind == "folder" and rest:
         return Folder(Path(rest))
     if kind == "s3":
-        return _s3(word, environment)
+        from peltast.audit.s3 import s3_of  # here, for its client takes longer to load than all the rest of us
+
+        return s3_of(word, environment)
     raise ValueError(f"{word!r} is no place to read checkpoints from; folder:PATH and s3://BUCKET/PREFIX are")
 
 
@@ -221,21 +188,3 @@ def _syslog(word: str, place: str, tls: ssl.SSLContext | None) -> Syslog:
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"{word!r} does not end in HOST:PORT")
     return Syslog(host.strip("[]"), int(port), tls)
-
-
-def _s3(word: str, environment: Mapping[str, str]) -> S3:
-    """Endpoint, region and credentials are those that Amazon's own tools take from the environment."""
-    place = urlsplit(word)
-    if not place.netloc:
-        raise ValueError(f"{word!r} names no bucket; s3://BUCKET/PREFIX does")
-    given = environment.get("AWS_ENDPOINT_URL_S3") or environment.get("AWS_ENDPOINT_URL") or "https://s3.amazonaws.com"
-    endpoint = urlsplit(given)
-    client = Minio(
-        endpoint.netloc,
-        credentials=EnvAWSProvider(),
-        secure=endpoint.scheme == "https",
-        region=environment.get("AWS_REGION") or environment.get("AWS_DEFAULT_REGION"),
-        http_client=urllib3.PoolManager(timeout=_TIMEOUT_SECONDS, retries=False),
-    )
-    prefix = place.path.strip("/")
-    return S3(client, place.netloc, f"{prefix}/" if prefix else "")

@@ -6,10 +6,12 @@ import asyncio
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 import asyncpg
 import grpc
 import structlog
+import typer
 from cryptography import x509
 
 from peltast.audit.collector.checkpoints import Checkpoints, Publisher
@@ -20,8 +22,11 @@ from peltast.audit.collector.service import collector_methods
 from peltast.audit.shipper import COLLECTOR_SERVICE, Shipper
 from peltast.audit.sinks import Sink
 from peltast.audit.store.partitions import keep_partitions
+from peltast.audit.store.url import DatabaseUnusable, check_database_url
 from peltast.cli.acts import SPOOL_BYTES, ActLog
-from peltast.cli.settings import ControlSettings
+from peltast.cli.console import log_to_stderr, print_error, run_until_stopped
+from peltast.cli.options import BasePort, CheckpointSinks, State, TrustDomainOption, sinks_of
+from peltast.cli.settings import DEFAULT_BASE_PORT, DEFAULT_TRUST_DOMAIN, ControlSettings, take_join_token
 from peltast.cli.signing import load_or_create_signer
 from peltast.cli.starts import Starter
 from peltast.identity.acts import Act
@@ -36,7 +41,7 @@ from peltast.identity.rpc import (
     server_options,
 )
 
-__all__ = ["run_collector"]
+__all__ = ["app"]
 
 _MAX_CONNECTIONS = 10
 _COMMAND_TIMEOUT_SECONDS = 30.0
@@ -44,9 +49,29 @@ _STOP_SECONDS = 0.5
 
 log = structlog.get_logger()
 
+app = typer.Typer(add_completion=False)
 
-async def run_collector(settings: ControlSettings, database: str, sinks: Mapping[str, Sink], token: str) -> None:
-    """Runs for ever."""
+
+@app.command()
+def collector(
+    state: State,
+    database: Annotated[str, typer.Option(metavar="URL", help="PostgreSQL, as the role that collects.")],
+    trust_domain: TrustDomainOption = DEFAULT_TRUST_DOMAIN,
+    base_port: BasePort = DEFAULT_BASE_PORT,
+    checkpoints: CheckpointSinks = None,
+) -> None:
+    """Takes in audit records and commits them to PostgreSQL."""
+    log_to_stderr()
+    settings = ControlSettings(state, trust_domain, base_port)
+    try:
+        check_database_url(database)
+    except DatabaseUnusable as error:
+        print_error(error)
+        raise typer.Exit(1) from None
+    run_until_stopped(_run(settings, database, sinks_of(state, checkpoints), take_join_token()))
+
+
+async def _run(settings: ControlSettings, database: str, sinks: Mapping[str, Sink], token: str) -> None:
     folder: Path = settings.state / "collector"
     ports = settings.ports
     roots = settings.trust_bundle.read_bytes()

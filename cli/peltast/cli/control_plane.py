@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import grpc
 import structlog
+import typer
 from cryptography import x509
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from spiffe import SpiffeId, TrustDomain
@@ -31,8 +32,10 @@ from peltast.authz.revocation_service import revocation_methods
 from peltast.authz.revocations import NO_REVOCATIONS, Revocation, RevocationList
 from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.changes import ChangeLog
+from peltast.cli.console import log_to_stderr, run_until_stopped
 from peltast.cli.operator_acts import operator_acts_handler
-from peltast.cli.settings import LOOPBACK, ControlSettings
+from peltast.cli.options import BasePort, State, TrustDomainOption
+from peltast.cli.settings import DEFAULT_BASE_PORT, DEFAULT_TRUST_DOMAIN, LOOPBACK, ControlSettings
 from peltast.cli.starts import Starter
 from peltast.identity.acts import Act
 from peltast.identity.attest.join_token import JoinTokens
@@ -58,9 +61,28 @@ from peltast.proxy.xds.compile import Surroundings
 from peltast.proxy.xds.discovery import DiscoveryService, ProxyStatus
 from peltast.proxy.xds.serve import AGGREGATED_DISCOVERY
 
-__all__ = ["ControlPlane"]
+__all__ = ["app"]
 
 log = structlog.get_logger()
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def control_plane(
+    state: State,
+    config: Annotated[Path, typer.Option(help="Folder of YAML and Rego.", exists=True, file_okay=False)],
+    trust_domain: TrustDomainOption = DEFAULT_TRUST_DOMAIN,
+    base_port: BasePort = DEFAULT_BASE_PORT,
+) -> None:
+    """Configuration, certificate authority, discovery (ADS) and check service."""
+    log_to_stderr()
+    settings = ControlSettings(state, trust_domain, base_port)
+
+    async def run() -> None:
+        await ControlPlane(settings, config).run()
+
+    run_until_stopped(run())
 
 
 class ControlPlane:

@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from importlib import import_module
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
-from peltast.cli import components, policy, proxy, token, up, validate, version
-from peltast.cli.demo.command import demo
-
 __all__ = ["main"]
 
+_COMPONENTS = "Components: started by `peltast up`, or by systemd and the like"
+_MODULES = {
+    "up": "peltast.cli.up",
+    "demo": "peltast.cli.demo.command",
+    "validate": "peltast.cli.validate",
+    "version": "peltast.cli.version",
+    "policy": "peltast.cli.policy",
+    "proxy": "peltast.cli.proxy",
+    "token": "peltast.cli.token",
+    "audit": "peltast.cli.audit.commands",
+    "control-plane": "peltast.cli.control_plane",
+    "collector": "peltast.cli.collector",
+    "agent": "peltast.cli.agent",
+}
+_PANELS = dict.fromkeys(("control-plane", "collector", "agent"), _COMPONENTS)
 
-class _Commands(TyperGroup):
-    """All commands. Those of ``audit`` are loaded when asked for: no process of a mesh needs what they need."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Their names."""
-        return [*super().list_commands(ctx), "audit"]
+class _Commands(Mapping[str, Any]):
+    """The ``app`` of each module, loaded when it is asked for.
 
-    def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The one of this name."""
-        if cmd_name != "audit":
-            return super().get_command(ctx, cmd_name)
-        from peltast.cli.audit.commands import app as audit
+    A mesh is many processes, and most of the time that one takes to start is the loading of what it does not need.
+    """
 
-        command = typer.main.get_command(audit)
-        command.name = cmd_name
+    def __getitem__(self, name: str) -> Any:
+        command = typer.main.get_command(import_module(_MODULES[name]).app)
+        command.name = name
+        command.rich_help_panel = _PANELS.get(name)  # type: ignore[attr-defined]
         return command
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(_MODULES)
 
-app = typer.Typer(
-    cls=_Commands,
-    help="A zero-trust service mesh with a policy engine at its heart.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-)
-app.command("up")(up.up)
-app.command("demo")(demo)
-app.command("validate")(validate.validate)
-app.command("version")(version.version)
-app.add_typer(policy.app, name="policy")
-app.add_typer(proxy.app, name="proxy")
-app.add_typer(token.app, name="token")
+    def __len__(self) -> int:
+        return len(_MODULES)
 
-_COMPONENTS = "Components: started by `peltast up`, or by systemd and the like"
-app.command("control-plane", rich_help_panel=_COMPONENTS)(components.control_plane)
-app.command("collector", rich_help_panel=_COMPONENTS)(components.collector)
-app.command("agent", rich_help_panel=_COMPONENTS)(components.agent)
+
+class _Group(TyperGroup):
+    """The group of all commands."""
+
+    def __init__(self, **attributes: Any) -> None:
+        super().__init__(**attributes)
+        self.commands = _Commands()  # type: ignore[assignment]
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names, in the order of the help."""
+        return list(self.commands)
+
+
+app = typer.Typer(cls=_Group, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.callback()
+def _peltast() -> None:
+    """A zero-trust service mesh with a policy engine at its heart."""
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ from peltast.policies.problems import InvalidConfiguration
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Policies at work, without a mesh.", no_args_is_help=True)
+app = typer.Typer(help="Policies at work, without a mesh.", no_args_is_help=True, add_completion=False)
 
 MAX_LINE = 1024 * 1024
 

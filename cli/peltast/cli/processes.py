@@ -17,6 +17,7 @@ import asyncpg
 import grpc
 
 from peltast.audit.store.embedded import SUPERUSER, EmbeddedPostgres
+from peltast.audit.store.errors import DATABASE_ERRORS
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
 from peltast.audit.store.url import DatabaseUnusable, without_password
 from peltast.cli.external import ExternalPostgres
@@ -223,7 +224,7 @@ class Mesh:
         async def connected() -> bool:
             try:
                 opened.append(await asyncpg.connect(postgres.url(SUPERUSER)))
-            except (OSError, asyncpg.CannotConnectNowError):
+            except (OSError, *DATABASE_ERRORS):
                 return False
             return True
 
@@ -242,7 +243,7 @@ class Mesh:
                 await postgres.set_passwords(connection)
             finally:
                 await connection.close()
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (OSError, *DATABASE_ERRORS) as error:
             raise DatabaseUnusable(f"{without_password(url)}: {error}") from error
 
     def _peltast(self, command: str) -> list[str]:

@@ -16,7 +16,7 @@ from peltast.cli.settings import sidecar_state
 
 __all__ = ["app"]
 
-app = typer.Typer(help="A look inside one sidecar.", no_args_is_help=True)
+app = typer.Typer(help="A look inside one sidecar.", no_args_is_help=True, add_completion=False)
 
 _TELLS = {
     "hits": "decisions that were remembered",

@@ -19,6 +19,7 @@ __all__ = [
     "ControlSettings",
     "Ports",
     "sockets_folder",
+    "take_join_token",
 ]
 
 DEFAULT_TRUST_DOMAIN = "cluster.local"
@@ -125,3 +126,8 @@ def sockets_folder(state: Path) -> Path:
         digest = hashlib.sha256(str(folder).encode()).hexdigest()[:16]
         folder = Path(tempfile.gettempdir()) / f"peltast-{os.geteuid()}-{digest}"
     return make_private_folder(folder)
+
+
+def take_join_token() -> str:
+    """The join token, out of the environment at once: children must not inherit it."""
+    return os.environ.pop(JOIN_TOKEN_VARIABLE, "")

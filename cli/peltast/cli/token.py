@@ -21,7 +21,7 @@ from peltast.cli.settings import operator_socket
 
 __all__ = ["app"]
 
-app = typer.Typer(help="Tokens that are no longer good.", no_args_is_help=True)
+app = typer.Typer(help="Tokens that are no longer good.", no_args_is_help=True, add_completion=False)
 
 _SECONDS = 10
 

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import asyncpg
+import typer
 from rich.markup import escape
 
 from peltast.audit.query.query import Query
@@ -47,7 +48,7 @@ from peltast.policies.snapshot import Snapshot, load
 from peltast.policies.sources.folder import watch_folder
 from peltast.proxy.sidecar.binary import EnvoyUnusable, find_envoy
 
-__all__ = ["CannotStart", "preflight", "short_principal", "up"]
+__all__ = ["CannotStart", "app", "preflight", "short_principal"]
 
 _QUIET_ACTS = frozenset({"svid.issue", "resource.live"})
 """Acts of every day, which the feed leaves out while they are allowed."""
@@ -68,6 +69,10 @@ class CannotStart(RuntimeError):
     """Something that a mesh needs is not there."""
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def up(
     configuration: Configuration,
     state: State | None = None,

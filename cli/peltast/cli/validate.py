@@ -18,9 +18,13 @@ from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.snapshot import load
 from peltast.policies.sources.folder import read_folder
 
-__all__ = ["admitted_revision", "validate"]
+__all__ = ["admitted_revision", "app"]
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def validate(
     configuration: Configuration,
     trust_domain: TrustDomainOption = DEFAULT_TRUST_DOMAIN,

@@ -5,14 +5,20 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 
+import typer
+
 from peltast.audit.store.embedded import PostgresUnusable, embedded_version
 from peltast.cli.console import Output, out, print_json
 from peltast.cli.options import OutputOption
 from peltast.proxy.sidecar.binary import EnvoyUnusable, find_envoy
 
-__all__ = ["version"]
+__all__ = ["app"]
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def version(output: OutputOption = Output.TEXT) -> None:
     """Shows the versions of Peltast and of the parts that it runs."""
     parts = {

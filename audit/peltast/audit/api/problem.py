@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
+from typing import Any
 
 import asyncpg
 import structlog
@@ -11,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from peltast.audit.query.parse import InvalidQuery
+from peltast.audit.store.errors import DATABASE_ERRORS
 
 __all__ = ["HANDLERS", "Problem", "problem"]
 
@@ -65,14 +67,13 @@ def _of_path(request: Request, error: Exception) -> Response:
     return problem(status, f"{request.method} is not served here", getattr(error, "headers", None))
 
 
-HANDLERS = {
+HANDLERS: dict[Any, Callable[[Request, Exception], Response]] = {
     Problem: _of_problem,
     InvalidQuery: _of_query,
     asyncpg.QueryCanceledError: _of_time,
     asyncpg.InsufficientPrivilegeError: _of_rights,
     asyncpg.UndefinedTableError: _of_rights,  # what a role reads that may not use the schema
-    asyncpg.PostgresError: _of_store,
-    asyncpg.InterfaceError: _of_store,
+    **dict.fromkeys(DATABASE_ERRORS, _of_store),
     OSError: _of_store,
     HTTPStatus.NOT_FOUND.value: _of_path,
     HTTPStatus.METHOD_NOT_ALLOWED.value: _of_path,

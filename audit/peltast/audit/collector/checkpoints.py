@@ -13,6 +13,7 @@ import structlog
 
 from peltast.audit.checkpoint import Signer
 from peltast.audit.sinks import Published, Sink, SinkFailed
+from peltast.audit.store.errors import DATABASE_ERRORS
 from peltast.authz._engine import tree_root
 
 __all__ = ["Checkpoints", "Publisher", "sign_tree"]
@@ -23,7 +24,7 @@ _LONGEST_PAUSE_SECONDS = 60.0
 _LAST_SECONDS = 1.0
 _AT_A_TIME = 100
 
-_STORE_AWAY = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+_STORE_AWAY = (OSError, *DATABASE_ERRORS)
 
 log = structlog.get_logger()
 

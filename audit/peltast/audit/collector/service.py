@@ -11,6 +11,7 @@ import structlog
 
 from peltast.audit.collector.collect import BadBatch, Collector, NotTheOwner
 from peltast.audit.protos.collector_pb2 import Acknowledgement, AuditKeys, Batch, KeysRequest
+from peltast.audit.store.errors import DATABASE_ERRORS
 
 __all__ = ["collector_methods"]
 
@@ -52,7 +53,7 @@ def collector_methods(
             await context.abort(grpc.StatusCode.DATA_LOSS, str(error))
         except ValueError as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (OSError, *DATABASE_ERRORS) as error:
             log.warning("the store cannot be reached", error=str(error))
             await context.abort(grpc.StatusCode.UNAVAILABLE, "the store cannot be reached")
 

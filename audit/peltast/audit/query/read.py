@@ -24,7 +24,10 @@ POLL_SECONDS = 0.1
 AWAY_SECONDS = 0.5
 BATCH = 1000
 
-_AWAY = (OSError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError)
+_AWAY = (
+    *(OSError, asyncpg.InterfaceError, asyncpg.InternalClientError),
+    *(asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError),
+)
 """What a database that ends, or is not up yet, does to a connection."""
 
 

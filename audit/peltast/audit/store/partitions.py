@@ -8,6 +8,8 @@ from typing import Any, Never
 import asyncpg
 import structlog
 
+from peltast.audit.store.errors import DATABASE_ERRORS
+
 __all__ = ["ensure_partitions", "keep_partitions"]
 
 EVERY_SECONDS = 3600.0
@@ -33,6 +35,6 @@ async def keep_partitions(pool: asyncpg.Pool[Any]) -> Never:
             if made := await ensure_partitions(pool):
                 log.info("partitions made", number=made)
             await asyncio.sleep(EVERY_SECONDS)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except (OSError, *DATABASE_ERRORS) as error:
             log.warning("partitions not made", error=str(error))
             await asyncio.sleep(RETRY_SECONDS)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import date
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import asyncpg
+if TYPE_CHECKING:
+    import asyncpg  # not when run: every command's options import this file
 
 __all__ = ["SHORTEST_RETENTION_DAYS", "Day", "retain"]
 

@@ -12,6 +12,7 @@ import asyncpg
 import typer
 
 from peltast.audit.store.embedded import EmbeddedPostgres
+from peltast.audit.store.errors import DATABASE_ERRORS
 from peltast.audit.store.migrate import AUDITOR_ROLE
 from peltast.audit.store.url import check_database_url, without_password
 from peltast.cli.console import print_error
@@ -53,7 +54,7 @@ async def connected(
     url = store_url(state, database, role)
     try:
         connection = await asyncpg.connect(url)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, *DATABASE_ERRORS) as error:
         raise StoreAway(
             f"{without_password(url)}: {error}. Is `peltast up` running with this state? Else give --database"
         ) from error
@@ -70,6 +71,6 @@ def run_on_store(work: Coroutine[Any, Any, _Result]) -> _Result:
     """Runs a command's `work`. What users can cause is said, and ends the command with 1."""
     try:
         return asyncio.run(work)
-    except (StoreAway, ValueError, asyncpg.PostgresError) as error:
+    except (StoreAway, ValueError, *DATABASE_ERRORS) as error:
         print_error(error)
         raise typer.Exit(1) from None

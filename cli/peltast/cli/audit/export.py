@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
-import asyncpg
 import typer
 from rich.table import Table
 
@@ -18,6 +17,7 @@ from peltast.audit.export.cursor import Standing, Taken, open_cursor, standings
 from peltast.audit.export.receiver import Receiver, Refused
 from peltast.audit.export.send import send_all
 from peltast.audit.export.target import InvalidTarget, Trust, open_receiver, read_secret
+from peltast.audit.store.errors import DATABASE_ERRORS
 from peltast.audit.store.migrate import EXPORTER_ROLE
 from peltast.cli.audit.connection import Database, StoreAway, connected
 from peltast.cli.console import Output, err, log_to_stderr, out, print_error, print_json, run_until_stopped
@@ -108,7 +108,7 @@ async def _export(
             finally:
                 await note_act(state, "audit.exported", name, f"ends before record {cursor.leaf}")
                 await receiver.close()
-    except (StoreAway, Taken, Refused, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+    except (StoreAway, Taken, Refused, OSError, *DATABASE_ERRORS) as error:
         print_error(error)
         return 1
     err.print(f"Everything before record {cursor.leaf} is sent.")
@@ -119,7 +119,7 @@ async def _list(state: Path, database: str | None, output: Output) -> int:
     try:
         async with connected(state, database, EXPORTER_ROLE) as connection:
             listed = await standings(connection)
-    except (StoreAway, asyncpg.PostgresError) as error:
+    except (StoreAway, *DATABASE_ERRORS) as error:
         print_error(error)
         return 1
     if output is Output.JSON:

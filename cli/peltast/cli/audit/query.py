@@ -18,6 +18,7 @@ from peltast.audit.query.parse import PARAMETERS, InvalidQuery, followed, parse
 from peltast.audit.query.query import Query
 from peltast.audit.query.read import Connection, counts, follow, last_leaf, leaf_before, stream
 from peltast.audit.query.write import Form, writer, written
+from peltast.audit.store.errors import DATABASE_ERRORS
 from peltast.cli.audit.connection import Database, StoreAway, connected
 from peltast.cli.console import err, print_error, run_until_stopped
 from peltast.cli.options import State
@@ -91,7 +92,7 @@ async def _show(state: Path, database: str | None, asked: Query, output: Form) -
     try:
         async with connected(state, database) as connection, aclosing(_rows(connection, asked)) as rows:
             await _print(rows, asked, output)
-    except (StoreAway, asyncpg.PostgresError) as error:
+    except (StoreAway, *DATABASE_ERRORS) as error:
         print_error(error)
         return 1
     return 0
@@ -128,7 +129,7 @@ async def _follow(state: Path, database: str | None, asked: Query, output: Form)
     try:
         async with connected(state, database) as connection:
             after = await last_leaf(connection) if asked.since is None else await leaf_before(connection, asked.since)
-    except (StoreAway, asyncpg.PostgresError) as error:
+    except (StoreAway, *DATABASE_ERRORS) as error:
         print_error(error)
         return 1
     async with aclosing(follow(lambda: connected(state, database), asked, after)) as rows:

@@ -9,7 +9,6 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated
 
-import asyncpg
 import typer
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -22,6 +21,7 @@ from peltast.audit.reports.make import Kind, TooLarge, make_report
 from peltast.audit.reports.report import Report, Span
 from peltast.audit.reports.signature import MAX_NOTE, BadSignature, check, sign
 from peltast.audit.reports.to_terminal import to_terminal
+from peltast.audit.store.errors import DATABASE_ERRORS
 from peltast.authz.revision import Revision
 from peltast.cli.audit.connection import Database, StoreAway, connected
 from peltast.cli.console import out, print_error, print_problems
@@ -114,7 +114,7 @@ def report(
     except InvalidConfiguration as invalid:
         print_problems(invalid)
         raise typer.Exit(1) from None
-    except (Unusable, StoreAway, TooLarge, LookupError, OSError, asyncpg.PostgresError) as error:
+    except (Unusable, StoreAway, TooLarge, LookupError, OSError, *DATABASE_ERRORS) as error:
         print_error(error)
         raise typer.Exit(1) from None
 

@@ -6,7 +6,6 @@ import asyncio
 from pathlib import Path
 from typing import Annotated, Never
 
-import asyncpg
 import structlog
 import typer
 from rich.markup import escape
@@ -14,8 +13,9 @@ from rich.table import Table
 
 from peltast.audit.store import retention
 from peltast.audit.store.embedded import SUPERUSER
+from peltast.audit.store.errors import DATABASE_ERRORS
 from peltast.audit.store.retention import SHORTEST_RETENTION_DAYS, Day
-from peltast.cli.audit.connection import OwnersDatabase, StoreAway, connected, run_on_store
+from peltast.cli.audit.connection import OwnersDatabase, connected, run_on_store
 from peltast.cli.console import Output, out, print_json
 from peltast.cli.operator_acts import note_act
 from peltast.cli.options import OutputOption, State
@@ -57,7 +57,7 @@ async def keep_retaining(state: Path, database: str | None, days: int) -> Never:
         try:
             await _retain_and_note(state, database, days)
             await asyncio.sleep(EVERY_SECONDS)
-        except (StoreAway, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except (OSError, *DATABASE_ERRORS) as error:
             log.warning("nothing dropped", error=str(error))
             await asyncio.sleep(RETRY_SECONDS)
 

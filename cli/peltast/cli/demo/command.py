@@ -43,7 +43,7 @@ from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.snapshot import Snapshot
 from peltast.proxy.sidecar.binary import EnvoyUnusable
 
-__all__ = ["demo"]
+__all__ = ["app"]
 
 _BOOKSHOP = Path("deploy/samples/bookshop")
 _COMMITTED_WITHIN_SECONDS = 10.0
@@ -54,6 +54,10 @@ _REQUESTS = Query(columns=SHAPES[Kind.REQUESTS].recorded, order=Order.OLDEST, li
 Row = asyncpg.Record
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def demo(
     bookshop: Annotated[Path, typer.Argument(help="The sample.", exists=True, file_okay=False)] = _BOOKSHOP,
     report: Annotated[Path, typer.Option(help="Folder for the reports as CSV, JSON and HTML.")] = Path("demo-report"),

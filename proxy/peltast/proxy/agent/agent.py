@@ -23,8 +23,7 @@ from peltast.proxy.sidecar.binary import Envoy, install_module
 from peltast.proxy.sidecar.bootstrap import bootstrap
 from peltast.proxy.sidecar.supervise import Supervised
 from peltast.proxy.xds.delta import Acknowledgement
-from peltast.proxy.xds.discovery import MODULE_METADATA
-from peltast.proxy.xds.resources import SECRET, resource
+from peltast.proxy.xds.resources import MODULE_METADATA, SECRET, resource
 from peltast.proxy.xds.serve import AGGREGATED_DISCOVERY, SECRET_DISCOVERY, serve_stream
 from peltast.proxy.xds.store import Store
 

@@ -17,14 +17,11 @@ from peltast.identity.certificates import NotAnSvid
 from peltast.identity.rpc import caller
 from peltast.proxy.xds.compile import Surroundings, compile_resources
 from peltast.proxy.xds.delta import Acknowledgement
-from peltast.proxy.xds.resources import Resources
+from peltast.proxy.xds.resources import MODULE_METADATA, Resources
 from peltast.proxy.xds.serve import serve_stream
 from peltast.proxy.xds.store import Store
 
-__all__ = ["MODULE_METADATA", "DiscoveryService", "ProxyStatus"]
-
-MODULE_METADATA = "peltast.dev/module"
-"""The key of a node's metadata that names its build of the module."""
+__all__ = ["DiscoveryService", "ProxyStatus"]
 
 _MODULE_NAME = re.compile(r"[a-z0-9_]{1,80}")
 

@@ -9,13 +9,16 @@ from typing import Any
 
 from google.protobuf.any_pb2 import Any as AnyMessage
 
-__all__ = ["CLUSTER", "EXTENSION_CONFIG", "LISTENER", "SECRET", "Resource", "Resources", "resource"]
+__all__ = ["CLUSTER", "EXTENSION_CONFIG", "LISTENER", "MODULE_METADATA", "SECRET", "Resource", "Resources", "resource"]
 
 _PREFIX = "type.googleapis.com/"
 CLUSTER = _PREFIX + "envoy.config.cluster.v3.Cluster"
 LISTENER = _PREFIX + "envoy.config.listener.v3.Listener"
 EXTENSION_CONFIG = _PREFIX + "envoy.config.core.v3.TypedExtensionConfig"
 SECRET = _PREFIX + "envoy.extensions.transport_sockets.tls.v3.Secret"
+
+MODULE_METADATA = "peltast.dev/module"
+"""The key of a node's metadata that names its build of the module."""
 
 
 @dataclass(frozen=True)
