@@ -66,11 +66,24 @@ spec: {{workload: client, command: [none], egress: [{{service: server, port: {eg
 """
 
 
+_DROPS = """
+---
+apiVersion: peltast.dev/v1
+kind: AuditPolicy
+metadata: {name: drops, namespace: bench}
+spec: {onSpoolFull: drop}
+"""
+
+
 @dataclass(frozen=True)
 class Variant:
-    """An inbound sidecar: ours with `policies`, or (without) the same Envoy with `filters` of its own."""
+    """An inbound sidecar: ours with `policies`, or (without) the same Envoy with `filters` of its own.
+
+    Without `records`, it has no access logger, and a spool without room whose records may be dropped.
+    """
 
     policies: str | None = None
+    records: bool = True
     filters: Sequence[HttpFilter] = ()
     clusters: Sequence[Cluster] = ()
 
@@ -129,7 +142,7 @@ class Bench:
         number = next(self._numbers)
         name, egress = f"sidecar-{number}", 15100 + number
         mesh = _MESH.format(client=_CLIENT_ADDRESS, server=f"127.0.31.{number}", egress=egress)
-        files = {"mesh.yaml": mesh.encode(), "policies.yaml": (variant.policies or "").encode()}
+        files = {"mesh.yaml": mesh.encode(), "policies.yaml": _policies(variant).encode()}
         revision = compile_revision(load(files, TRUST_DOMAIN.name, 1))
         application = static_cluster(
             application_cluster_name(revision.snapshot.workloads["bench/server"].ports[0]),
@@ -140,8 +153,9 @@ class Bench:
         client = revision.snapshot.workloads["bench/client"]
         outbound = outbound_listener(client, client.routes[0], self._module, Normalization.MERGE_SLASHES)
         repack(manager_of(outbound), _without_access_log)
+        spool_bytes = SPOOL_BYTES if variant.records else 0
         with (
-            self._envoys.running(name, [self._inbound(revision, variant)], clusters, svid=SERVER) as pid,
+            self._envoys.running(name, [self._inbound(revision, variant)], clusters, SERVER, spool_bytes) as pid,
             self._envoys.running(f"client-{number}", [outbound], [outbound_cluster(client.routes[0])], svid=CLIENT),
         ):
             sidecar = Sidecar(pid, f"http://{_CLIENT_ADDRESS}:{egress}", self.folder / name / "spool")
@@ -165,14 +179,15 @@ class Bench:
                     http_filter.typed_config.CopyFrom(config.typed_config)
 
         def without_us(manager: HttpConnectionManager) -> None:
-            _without_access_log(manager)
             router = manager.http_filters[-1]
             del manager.http_filters[:]
             manager.http_filters.extend([*variant.filters, router])
 
         if variant.policies is None:
-            del listener.access_log[:]
             del chain.filters[0]
+        if variant.policies is None or not variant.records:
+            del listener.access_log[:]
+            repack(manager_of(listener), _without_access_log)
         repack(manager_of(listener), with_programs if variant.policies else without_us)
         return listener
 
@@ -182,6 +197,10 @@ class Bench:
         files = {"mesh.yaml": mesh.encode(), "policies.yaml": policies.encode()}
         revision = compile_revision(load(files, TRUST_DOMAIN.name, 1))
         return RunningCheckService(revision, self._envoys.svid(CONTROL), pem(self._envoys.authority.chain[-1]))
+
+
+def _policies(variant: Variant) -> str:
+    return (variant.policies or "") + ("" if variant.records else _DROPS)
 
 
 def _without_access_log(manager: HttpConnectionManager) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import asyncpg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from support.starts import take_in
+from support.starts import take_in, trust
 
 from peltast.audit import chain
 from peltast.audit.chain import Finding, Gap, Verification, verify_store
@@ -23,6 +23,7 @@ from peltast.audit.signed import published_notes
 from peltast.audit.sinks import Folder
 from peltast.audit.store.embedded import EmbeddedPostgres
 from peltast.audit.store.migrate import COLLECTOR_ROLE
+from peltast.audit.writers import Trust
 from peltast.authz._engine import first_link, leaf_hash, next_link, read_record, verify_frames
 
 Spool = Any
@@ -42,9 +43,12 @@ class Log:
     second: Spool
     folder: Path
 
-    async def verify(self) -> Verification:
+    async def verify(self, known: Trust | None = None) -> Verification:
         published = await published_notes({"folder": Folder(self.folder)})
-        return await verify_store(self.auditor, SIGNER.verifier_key, published)
+        return await verify_store(self.auditor, SIGNER.verifier_key, published, known or trust())
+
+    async def verify_without_keys(self) -> Verification:
+        return await self.verify(Trust(trust().roots))
 
     def name(self, finding: Finding) -> str | None:
         names = {self.first.id.hex(): "first", self.second.id.hex(): "second"}
@@ -77,7 +81,7 @@ async def log(
 
 async def test_an_empty_store_is_sound(auditor: Connection) -> None:
     verification = await verify_store(auditor, SIGNER.verifier_key)
-    assert verification == Verification(0, 0, 0, 0, (), (), (), 0)
+    assert verification == Verification(0, 0, 0, 0, (), (), (), (), 0)
     assert verification.sound
 
 
@@ -381,7 +385,7 @@ async def forge(log: Log, kept: int) -> None:
 
 async def test_a_record_with_everything_after_it_computed_anew_is_found_by_the_checkpoints(log: Log) -> None:
     await forge(log, 604)
-    assert found(log, await log.verify()) == [
+    assert found(log, await log.verify_without_keys()) == [
         (
             "first:1",
             "the records are not those that were signed: the checkpoint of size 4 (folder) does not hold, "
@@ -432,7 +436,7 @@ async def test_a_gap_that_is_on_record_is_told_and_no_finding(log: Log) -> None:
     rows = [row(log.first.id, leaf, principal, read_record(body, link))]
     await log.owner.copy_records_to_table("records", records=rows, columns=list(COLUMNS))
     await log.owner.execute("UPDATE spools SET sequence = 10, link = $2 WHERE spool = $1", log.first.id, link)
-    verification = await log.verify()
+    verification = await log.verify_without_keys()
     assert verification.findings == ()
     assert verification.gaps == (Gap(log.first.id.hex(), 5, 9, "torn"),)
     await log.owner.execute("UPDATE gaps SET until = 8")

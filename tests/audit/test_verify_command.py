@@ -13,6 +13,7 @@ from typing import Any
 import asyncpg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from support.starts import KEYS, trust
 
 from peltast.audit.checkpoint import Signer
 from peltast.audit.collector.checkpoints import Publisher, sign_tree
@@ -20,6 +21,7 @@ from peltast.audit.sinks import Folder
 from peltast.audit.store.embedded import EmbeddedPostgres
 from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE
 from peltast.cli.signing import load_or_create_signer, verifier_key_file
+from peltast.identity.certificates import pem
 
 
 @dataclass
@@ -51,6 +53,23 @@ async def test_a_sound_log(commands: Commands) -> None:
     assert (told.returncode, told.stderr) == (0, "")
     assert "4 records in 1 spools; 2 checkpoints of the store and folder:" in told.stdout
     assert told.stdout.endswith("Everything is as it was recorded.\n")
+
+
+async def test_what_was_not_checked_is_told_and_can_be(commands: Commands, tmp_path: Path) -> None:
+    told = await commands.on_store("verify")
+    assert "Whose the spools are was not checked: that takes --trust-bundle.\n" in told.stdout
+    assert "The codes of records were not compared: that takes --keys.\n" in told.stdout
+    bundle, keys = tmp_path / "root.pem", tmp_path / "keys"
+    bundle.write_bytes(b"".join(map(pem, trust().roots)))
+    keys.mkdir()
+    (keys / "sealing.key").write_bytes(KEYS.sealing.private_bytes_raw())
+    given = ("--trust-bundle", str(bundle), "--keys", str(keys))
+    told = await commands.on_store("verify", *given, "--output", "json")
+    said = json.loads(told.stdout)
+    assert (told.returncode, said["sound"], said["writers_checked"], said["codes_checked"]) == (0, True, True, True)
+    (keys / "sealing.key").write_bytes(b"short")
+    told = await commands.on_store("verify", *given)
+    assert (told.returncode, "a key of 32 is expected" in told.stderr) == (1, True)
 
 
 async def test_a_log_that_was_altered(commands: Commands, owner: asyncpg.Connection, stored: Any) -> None:

@@ -276,7 +276,7 @@ async def test_a_full_spool_denies_connections_until_it_has_room_again(
 
         async def all_are_there() -> bool:
             query = "SELECT reason, count(*) FROM requests WHERE NOT interrupted GROUP BY reason"
-            counts = {row["reason"]: row["count"] for row in await rows(mesh, query)}
+            counts = Counter({row["reason"]: row["count"] for row in await rows(mesh, query)})
             return counts["allow_rule"] == allowed and counts["spool_unavailable"] >= 1
 
         await eventually(all_are_there, f"{allowed} connections are on record, and those that were denied")

@@ -53,7 +53,12 @@ class Envoys:
 
     @contextlib.contextmanager
     def running(
-        self, name: str, listeners: Sequence[Listener], clusters: Sequence[Cluster], svid: str | None = None
+        self,
+        name: str,
+        listeners: Sequence[Listener],
+        clusters: Sequence[Cluster],
+        svid: str | None = None,
+        spool_bytes: int = SPOOL_BYTES,
     ) -> Iterator[int]:
         """An Envoy with one worker that takes connections; gives its process id."""
         folder = self.folder / name
@@ -69,7 +74,7 @@ class Envoys:
             **os.environ,
             "ENVOY_DYNAMIC_MODULES_SEARCH_PATH": str(self.modules),
             "PELTAST_SPOOL": str(folder / "spool"),
-            "PELTAST_SPOOL_BYTES": str(SPOOL_BYTES),
+            "PELTAST_SPOOL_BYTES": str(spool_bytes),
         }
         command = [str(find_envoy().path), "-c", str(config), "--concurrency", "1", "--disable-hot-restart"]
         log_file = folder / "envoy.log"

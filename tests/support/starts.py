@@ -17,6 +17,7 @@ from peltast.audit.collector.keys import CollectorKeys
 from peltast.audit.protos.collector_pb2 import Batch
 from peltast.audit.spool import SpoolReader, spool_folders
 from peltast.audit.start import new_start
+from peltast.audit.writers import Trust
 from peltast.authz._engine import SpoolStart, first_link, next_link, verify_frames
 from peltast.identity.ca.authority import Authority, issue, make_intermediate, make_root
 from peltast.identity.svid import Svid, new_key_and_csr
@@ -31,6 +32,11 @@ _ROOTS: list[Any] = []
 def keyring() -> Keyring:
     """One that remembers nothing: what a collector has after a restart."""
     return Keyring(KEYS, _ROOTS)
+
+
+def trust() -> Trust:
+    """By what all writers of tests are known."""
+    return Trust(_ROOTS, KEYS.sealing)
 
 
 def svid(owner: str) -> Svid:

@@ -20,6 +20,7 @@ from peltast.audit.findings import Finding, Findings
 from peltast.audit.regrown import TILE_BYTES, Regrown, tile_roots
 from peltast.audit.signed import Notes, store_evidence
 from peltast.audit.tree import HASH_BYTES, TILE
+from peltast.audit.writers import Awaited, Trust, check_heads, check_starts
 from peltast.authz._engine import Walk, leaf_hash, read_record
 
 __all__ = ["Finding", "Gap", "OpenSpool", "Verification", "verify_store"]
@@ -64,6 +65,7 @@ class Verification:
     checkpoints: int
     gaps: tuple[Gap, ...]
     open: tuple[OpenSpool, ...]
+    awaited: tuple[Awaited, ...]
     findings: tuple[Finding, ...]
     more_findings: int
 
@@ -81,11 +83,13 @@ async def verify_store(
     connection: Connection,
     key: VerifierKey | None = None,
     published: Notes = MappingProxyType({}),
+    trust: Trust | None = None,
     progress: Callable[[int, int], None] = _silent,
 ) -> Verification:
     """Verifies everything, as it stood at one moment; `progress` is told how many leaves of how many are done.
 
     Without a `key`, no signature is looked at: what checkpoints say is then worth as much as the rest of the store.
+    Without `trust`, it is not asked whose the spools are.
     The connection's role must see every row.
     """
     findings = Findings()
@@ -93,8 +97,10 @@ async def verify_store(
         evidence = await store_evidence(connection, key, published, findings)
         verifier = _Verifier(connection, Regrown(evidence, findings), findings)
         await verifier.begin()
+        stated = await check_starts(connection, trust, verifier.walk, findings) if trust is not None else []
         await verifier.walk_all(progress)
         await verifier.end()
+        awaited = await check_heads(connection, stated, findings)
         gaps = await connection.fetch("SELECT spool, since, until, reason FROM gaps ORDER BY spool, since")
         left_open = await connection.fetch(
             "SELECT spool, owner, start, start_index, last_seen FROM spools WHERE NOT closed ORDER BY last_seen, spool"
@@ -107,6 +113,7 @@ async def verify_store(
         checkpoints=len(evidence),
         gaps=tuple(Gap(gap["spool"].hex(), gap["since"], gap["until"], gap["reason"]) for gap in gaps),
         open=tuple(_open(spool) for spool in left_open),
+        awaited=tuple(awaited),
         findings=told,
         more_findings=findings.count - len(told),
     )
@@ -136,7 +143,7 @@ class _Verifier:
         self._connection = connection
         self._regrown = regrown
         self._findings = findings
-        self._walk = Walk(COLUMNS)
+        self.walk = Walk(COLUMNS)
         self._suspects: list[int] = []
 
     async def begin(self) -> None:
@@ -150,10 +157,10 @@ class _Verifier:
         }
         self.spools = len(self._cursors)
         for cursor in self._cursors.values():
-            self._walk.own(cursor["spool"], cursor["owner"])
+            self.walk.own(cursor["spool"], cursor["owner"])
         gaps = "SELECT spool, since, until, link FROM gaps WHERE link IS NOT NULL"
         for gap in await self._connection.fetch(gaps):
-            self._walk.miss(gap["spool"], gap["since"], gap["until"], gap["link"])
+            self.walk.miss(gap["spool"], gap["since"], gap["until"], gap["link"])
         await self._begin_dropped()
         newest = await self._connection.fetchval("SELECT coalesce(max(leaf), -1) + 1 FROM records")
         self._end: int = max(newest, self._dropped_end)
@@ -170,7 +177,7 @@ class _Verifier:
         self._dropped_end = max((last + 1 for _, last in self._dropped_days), default=0)
         self._dropped_ends = {run["leaf"]: run for run in runs}
         for run in runs:
-            self._walk.miss(run["spool"], run["since"], run["until"], run["link"])
+            self.walk.miss(run["spool"], run["since"], run["until"], run["link"])
 
     # Leaves -----------------------------------------------------------------------------------------------------------
 
@@ -178,7 +185,7 @@ class _Verifier:
         """Goes over every row, and grows the tree of them."""
         total = min(self._end, self._tree["size"])
         async for start, end, copied, stored in self._chunks(total):
-            numbers, hashes, suspects = await asyncio.to_thread(self._walk.rows, copied)
+            numbers, hashes, suspects = await asyncio.to_thread(self.walk.rows, copied)
             self.records += len(numbers)
             self._note(suspects)
             if numbers != list(range(start, end)) or hashes != stored:
@@ -229,6 +236,8 @@ class _Verifier:
         for leaf, spool, sequence, fault, due in suspects:
             if fault == "columns":
                 self._suspects.append(leaf)
+            elif fault == "code":
+                self._findings.add("the record is not by its spool's writer: its code differs", spool, sequence, leaf)
             elif fault == "link":
                 self._findings.add("the record was altered: its link does not follow", spool, sequence, leaf)
             elif due is not None and due < sequence:
@@ -274,11 +283,11 @@ class _Verifier:
             if self._regrown.tail != self._tree["tail"]:
                 self._findings.add("the tree's tail was altered", leaf=self._regrown.size // TILE * TILE)
         for spool, cursor in self._cursors.items():
-            sequence, link = self._walk.end(spool)
+            sequence, link = self.walk.end(spool)
             if (sequence, link) != (cursor["sequence"], cursor["link"]):
                 told = f"records up to {cursor['sequence']} were committed; they end here"
                 self._findings.add(told, spool, sequence + 1)
-        for spool in self._walk.spools():
+        for spool in self.walk.spools():
             if spool not in self._cursors:
                 self._findings.add("the spool has records, and no place where it stands", spool, 1)
         for start in range(0, len(self._suspects), _SUSPECTS_AT_A_TIME):

@@ -407,6 +407,13 @@ fn follow_frames(
     (length, position.sequence, PyBytes::new(py, &position.link).unbind(), problem)
 }
 
+/// The first key of the spool number `start_index` of a start with this root key.
+fn spool_key(root: [u8; 32], start_index: u64) -> Key {
+    let mut root = Root::new(root);
+    (0..start_index).for_each(|_| drop(root.next_spool()));
+    root.next_spool()
+}
+
 /// The key of a spool's next record, for whoever verifies.
 #[pyclass(name = "RecordKey")]
 struct PyRecordKey {
@@ -419,12 +426,7 @@ impl PyRecordKey {
     /// The first key of the spool number `start_index` of a start with this root key.
     #[new]
     fn new(py: Python<'_>, root: [u8; 32], start_index: u64) -> Self {
-        let mut root = Root::new(root);
-        let key = py.detach(|| {
-            (0..start_index).for_each(|_| drop(root.next_spool()));
-            root.next_spool()
-        });
-        Self { key, sequence: 0 }
+        Self { key: py.detach(|| spool_key(root, start_index)), sequence: 0 }
     }
 
     /// The record that was authenticated last, or passed over.
@@ -533,7 +535,7 @@ fn frontier_of(size: u64, frontier: &[u8]) -> PyResult<Frontier> {
 #[pyclass(name = "Walk")]
 struct PyWalk(Walk);
 
-/// What is wrong with a row: leaf, spool, sequence, `sequence`, `link` or `columns`, and the record that was due.
+/// What is wrong with a row: leaf, spool, sequence, `sequence`, `link`, `code` or `columns`, and the record that was due.
 type Suspected = (i64, Py<PyBytes>, i64, &'static str, Option<i64>);
 
 #[pymethods]
@@ -549,6 +551,12 @@ impl PyWalk {
 
     fn miss(&mut self, spool: Vec<u8>, since: u64, until: u64, link: [u8; 32]) {
         self.0.miss(spool, since, until, link);
+    }
+
+    /// Says by which root key of which start the spool was begun, and as which one: its codes are compared from now on.
+    fn authenticate(&mut self, py: Python<'_>, spool: Vec<u8>, root: [u8; 32], start_index: u64) {
+        let key = py.detach(|| spool_key(root, start_index));
+        self.0.authenticate(spool, key);
     }
 
     /// Goes over rows: the numbers of their leaves, the leaves' hashes one after the other, and what is wrong.
@@ -574,6 +582,7 @@ fn suspected(py: Python<'_>, suspect: &Suspect) -> Suspected {
     let (fault, due) = match suspect.fault {
         Fault::Sequence { due } => ("sequence", Some(due as i64)),
         Fault::Link => ("link", None),
+        Fault::Code => ("code", None),
         Fault::Columns => ("columns", None),
     };
     (suspect.leaf, PyBytes::new(py, &suspect.spool).unbind(), suspect.sequence as i64, fault, due)

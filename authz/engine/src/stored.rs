@@ -7,12 +7,16 @@
 
 use ahash::AHashMap as HashMap;
 
+use crate::ratchet::Key;
 use crate::record::{self, Field, Record, Type};
 use crate::tree::{self, Node};
 
 const SIGNATURE: &[u8] = b"PGCOPY\n\xff\r\n\0";
 /// 2000-01-01, from which PostgreSQL counts, in microseconds since 1970.
 const POSTGRES_EPOCH_US: i64 = 946_684_800_000_000;
+
+/// Records that a key is taken past in one gap, each at the cost of a hash: more than spools hold.
+const MAX_PASSED: u64 = 1 << 30;
 
 /// Why bytes are not rows.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +39,8 @@ pub enum Fault {
     },
     /// The link is not that of the body and the link before.
     Link,
+    /// The code is not by the key of the spool's writer.
+    Code,
     /// A column may not be as in the body.
     Columns,
 }
@@ -71,7 +77,7 @@ enum Column {
     Body,
     Link,
     Field(Field),
-    /// Proved by keys that the store does not have.
+    /// Compared by keys that the store does not have.
     Mac,
     /// One that the body of a record does not fill by itself.
     Other,
@@ -104,6 +110,28 @@ struct Places {
     owner: usize,
     body: usize,
     link: usize,
+    mac: Option<usize>,
+}
+
+/// What the codes of a spool are compared by.
+struct Writer {
+    key: Key,
+    /// The record whose key it is.
+    sequence: u64,
+}
+
+impl Writer {
+    /// Whether `mac` is the code of the record `sequence` with `link`; the key is then that of the next.
+    fn wrote(&mut self, sequence: u64, link: &[u8; 32], mac: Option<&[u8]>) -> bool {
+        if sequence < self.sequence || sequence - self.sequence > MAX_PASSED {
+            return false;
+        }
+        (self.sequence..sequence).for_each(|_| self.key.advance());
+        let expected = self.key.mac(link);
+        self.key.advance();
+        self.sequence = sequence + 1;
+        mac == Some(&expected)
+    }
 }
 
 /// A walk over all rows of a store.
@@ -112,6 +140,7 @@ pub struct Walk {
     places: Places,
     spools: HashMap<Vec<u8>, Place>,
     owners: HashMap<Vec<u8>, Vec<u8>>,
+    writers: HashMap<Vec<u8>, Writer>,
     /// Runs of records that are known not to be there, by spool and first sequence: where the chain then stands.
     missing: HashMap<(Vec<u8>, u64), Place>,
 }
@@ -130,15 +159,21 @@ impl Walk {
             owner: place("owner")?,
             body: place("body")?,
             link: place("link")?,
+            mac: place("mac").ok(),
         };
         let columns = names.iter().map(|name| Column::named(name)).collect();
-        let (spools, owners, missing) = Default::default();
-        Ok(Self { columns, places, spools, owners, missing })
+        let (spools, owners, writers, missing) = Default::default();
+        Ok(Self { columns, places, spools, owners, writers, missing })
     }
 
     /// Says whose a spool is.
     pub fn own(&mut self, spool: Vec<u8>, owner: Vec<u8>) {
         self.owners.insert(spool, owner);
+    }
+
+    /// Gives the first key of a spool: from now on, codes of its records are compared.
+    pub fn authenticate(&mut self, spool: Vec<u8>, key: Key) {
+        self.writers.insert(spool, Writer { key, sequence: 1 });
     }
 
     /// Says that records of a spool are known not to be there, and which link the last of them has.
@@ -198,8 +233,10 @@ impl Walk {
         let link = cells[self.places.link]?.first_chunk::<32>().copied().unwrap_or_default();
         let record = Record { body: cells[self.places.body]?, link, mac: None };
         let mut suspect = |fault| suspects.push(Suspect { leaf, spool: spool.to_vec(), sequence, fault });
-        if let Some(fault) = self.follow(spool, sequence, &record) {
-            suspect(fault);
+        match self.follow(spool, sequence, &record) {
+            Some(fault) => suspect(fault),
+            None if !self.is_by_its_writer(spool, sequence, &link, cells) => suspect(Fault::Code),
+            None => {}
         }
         let owned = self.owners.get(spool).is_some_and(|known| known == owner);
         if !owned || !self.columns_agree(cells, &record) {
@@ -221,6 +258,12 @@ impl Walk {
             return Some(Fault::Sequence { due });
         }
         (record::next_link(&before.link, record.body) != record.link).then_some(Fault::Link)
+    }
+
+    /// Whether the code is the writer's, as far as its key is known.
+    fn is_by_its_writer(&mut self, spool: &[u8], sequence: u64, link: &[u8; 32], cells: &[Option<&[u8]>]) -> bool {
+        let mac = self.places.mac.and_then(|place| cells[place]);
+        self.writers.get_mut(spool).is_none_or(|writer| writer.wrote(sequence, link, mac))
     }
 
     fn columns_agree(&self, cells: &[Option<&[u8]>], record: &Record<'_>) -> bool {
@@ -330,6 +373,23 @@ mod tests {
             let cell: Vec<u8> = words.iter().flat_map(|word| word.to_be_bytes()).collect();
             assert_eq!(numeric(&cell), expected, "{words:?}");
         }
+    }
+
+    #[test]
+    fn a_code_is_its_writers_over_gaps_too() {
+        let writer = |sequence| Writer { key: crate::ratchet::Root::new([1; 32]).next_spool(), sequence };
+        let mut key = crate::ratchet::Root::new([1; 32]).next_spool();
+        let codes: Vec<_> = (1..=9).map(|_| (key.mac(&[2; 32]), key.advance()).0).collect();
+        let code = |sequence: usize| Some(&codes[sequence - 1][..]);
+        let mut ours = writer(1);
+        assert!(
+            ours.wrote(1, &[2; 32], code(1)) && ours.wrote(2, &[2; 32], code(2)) && ours.wrote(8, &[2; 32], code(8))
+        );
+        assert!(!ours.wrote(9, &[3; 32], code(9)), "another link");
+        for (sequence, mac) in [(1, code(2)), (2, code(1)), (1, None), (1 + MAX_PASSED + 1, code(1))] {
+            assert!(!writer(1).wrote(sequence, &[2; 32], mac), "{sequence}");
+        }
+        assert!(!writer(2).wrote(1, &[2; 32], code(1)), "a key that was passed");
     }
 
     #[test]

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from peltast.audit.start import AuditKeys
 
-__all__ = ["CollectorKeys", "load_or_create_keys"]
+__all__ = ["CollectorKeys", "load_or_create_keys", "load_sealing_key"]
 
 _KEY_BYTES = 32
 
@@ -28,6 +28,16 @@ class CollectorKeys:
     def public(self) -> AuditKeys:
         """What writers are told."""
         return AuditKeys(self.sealing.public_key().public_bytes_raw(), self.hashing)
+
+
+def load_sealing_key(folder: Path) -> X25519PrivateKey:
+    """The key in `folder` that opens starts.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: the file is no key.
+    """
+    return X25519PrivateKey.from_private_bytes(_load(folder / "sealing.key"))
 
 
 def load_or_create_keys(folder: Path) -> CollectorKeys:
@@ -57,6 +67,10 @@ def _load_or_create(path: Path, make: Callable[[], bytes]) -> bytes:
             pass  # another was quicker
         finally:
             temporary.unlink()
+    return _load(path)
+
+
+def _load(path: Path) -> bytes:
     key = path.read_bytes()
     if len(key) != _KEY_BYTES:
         raise ValueError(f"{path} has {len(key)} bytes; a key of {_KEY_BYTES} is expected")
