@@ -8,6 +8,7 @@ import os
 import signal
 import ssl
 import time
+from collections import Counter
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
