@@ -329,7 +329,7 @@ def condition(
     if not any_of and not none_of:
         return None
     match = matcher or text
-    return {"attribute": attribute, "any": [match(v) for v in any_of], "none": [match(v) for v in none_of]}
+    return {"attribute": attribute, "any": list(map(match, any_of)), "none": list(map(match, none_of))}
 
 
 def present(*conditions: Json | None) -> list[Json]:
@@ -348,12 +348,14 @@ def text(value: str) -> Json | str:
     return {"exact": value}
 
 
-def principals(values: Iterable[str], scope: Scope) -> list[str]:
+def principals(values: Sequence[str], scope: Scope) -> list[str]:
     """Principals, each of the mesh in all of its trust domains.
 
     As in Istio's trust domain migration: ``cluster.local`` stands for the mesh's own, and a name of another mesh, or
     one that begins with ``*/``, is left as it is.
     """
+    if not values:
+        return []
     return list(dict.fromkeys(each for value in values for each in in_trust_domains(value, scope.trust_domains)))
 
 

@@ -6,11 +6,11 @@ import hashlib
 import ipaddress
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from peltast.policies.audit_policies import AuditPolicies, token_header_problems
 from peltast.policies.connections import connection_problems
@@ -129,9 +129,15 @@ class Snapshot:
 
     def of_kind(self, spec: type[S]) -> Iterator[Resource[S]]:
         """The resources whose spec is a `spec`."""
+        yield from self._by_spec.get(spec, ())
+
+    @cached_property
+    def _by_spec(self) -> Mapping[type[Spec], Sequence[Resource[Any]]]:
+        """Once for all: each of ten thousand policies may ask for the services that it is for."""
+        by_spec: dict[type[Spec], list[Resource[Any]]] = {}
         for resource in self.resources:
-            if isinstance(resource.spec, spec):
-                yield resource  # type: ignore[misc]
+            by_spec.setdefault(type(resource.spec), []).append(resource)
+        return by_spec
 
     @cached_property
     def mesh(self) -> MeshConfigSpec:
@@ -159,6 +165,8 @@ class Snapshot:
     def target_ports(self, resource: Resource[AuthorizationPolicySpec], workload: Workload) -> list[int]:
         """The ports at which peers reach `workload` by the services that a policy is for."""
         names = {target.name for _, target in resource.spec.targets}
+        if not names:
+            return []
         services = (
             service
             for service in self.of_kind(ServiceSpec)
