@@ -23,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import asyncpg
-from support.starts import keyring, start
+from support.starts import keyring, start, trust
 from support.store import started
 
 from peltast.audit.chain import verify_store
@@ -206,7 +206,7 @@ async def store(owner: asyncpg.Connection[Any], collector: asyncpg.Connection[An
 async def verify(owner: asyncpg.Connection[Any]) -> float:
     """Seconds that it takes to verify what is stored."""
     started = time.perf_counter()
-    verification = await verify_store(owner)
+    verification = await verify_store(owner, trust=trust())
     took = time.perf_counter() - started
     assert verification.sound, verification.findings[:1]
     return took
