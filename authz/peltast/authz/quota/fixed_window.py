@@ -9,9 +9,9 @@ __all__ = ["seconds_left", "window"]
 
 def window(unit: Unit, now: int) -> int:
     """When the window that `now` is in began. Both in seconds since 1970."""
-    return now - now % unit
+    return now - now % unit.value
 
 
 def seconds_left(unit: Unit, now: int) -> int:
     """How long until the next window."""
-    return unit - now % unit
+    return unit.value - now % unit.value

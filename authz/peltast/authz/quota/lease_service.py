@@ -89,7 +89,7 @@ def lending_rate(limit: Limit) -> Rate:
         NoLimit: nothing is allowed, or a single token takes too long.
     """
     assert limit.unit is not None, "unlimited ones are not counted"
-    period = limit.unit * SECOND
+    period = limit.unit.value * SECOND
     if not limit.requests_per_unit or limit.requests_per_unit > period:
         raise NoLimit(f"{limit.requests_per_unit} requests a {limit.unit.name.lower()} are not lent")
     burst = min(limit.requests_per_unit, MAX_AHEAD // -(-period // limit.requests_per_unit))

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import IntEnum
+from enum import Enum
 
 __all__ = ["Domain", "Entry", "Limit", "Node", "Unit", "entry_key", "find"]
 
 
-class Unit(IntEnum):
+class Unit(Enum):
     """How long a window is, in seconds. A month has 30 days, a year 365."""
 
     SECOND = 1

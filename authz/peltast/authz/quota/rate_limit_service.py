@@ -66,7 +66,7 @@ class RateLimitService:
         asked = _without_replaced(self._read(request))
         now = int(self._clock())
         hits = [
-            Hit(_key(request.domain, each, counted[1], now), each.hits, counted[1])
+            Hit(_key(request.domain, each, counted[1], now), each.hits, counted[1].value)
             for each in asked
             if (counted := each.counted)
         ]
@@ -137,7 +137,7 @@ def _status(asked: _Asked, number: int, now: int) -> RateLimitResponse.Descripto
 
 def _response(statuses: Sequence[RateLimitResponse.DescriptorStatus]) -> RateLimitResponse:
     over = [status for status in statuses if status.code == RateLimitResponse.OVER_LIMIT]
-    limited = [status for status in statuses if status.HasField("current_limit")]
+    limited = [each for each in statuses if each.HasField("current_limit") and each.limit_remaining < MAX_UINT32]
     # What callers are told is about the limit that is nearest: the last that is exceeded, or that with least left.
     nearest = over[-1] if over else min(limited, key=lambda status: status.limit_remaining, default=None)
     return RateLimitResponse(
