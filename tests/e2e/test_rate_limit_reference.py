@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import pytest
 import redis.asyncio
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
 from google.protobuf.json_format import MessageToDict, ParseDict
@@ -39,14 +38,14 @@ Answer = dict[str, Any]
 
 
 @needs_redis
-@pytest.mark.skipif(ratelimit.GO is None, reason="go is not installed, which builds envoyproxy/ratelimit")
+@ratelimit.needs_ratelimit
 async def test_the_same_requests_get_the_same_answers(tmp_path: Path) -> None:
     choose = random.Random(SEED)
     names = [f"domain{number}" for number in range(DOMAINS)]
     domains = {name: ratelimit.domain(choose, name) for name in names}
     files = {f"{name}.yaml": ratelimit.to_yaml(domain) for name, domain in domains.items()}
     seen: Counter[str] = Counter()
-    with redis_server(tmp_path) as port, ratelimit.running(ratelimit.built(), tmp_path, files, port) as original:
+    with redis_server(tmp_path) as port, ratelimit.running(tmp_path, files, port) as original:
         async with (
             RedisCounters.connect(f"redis://127.0.0.1:{port}", cluster=False) as counters,
             served(counters, files) as address,

@@ -4,35 +4,26 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from support.receivers import accepts, free_port, until
 
 ROOT = Path(__file__).parents[2]
-VERSION = "v1.4.1-0.20260122083618-3fb702589d36"
-GO = shutil.which("go") or shutil.which("go", path="/usr/local/go/bin")
-BUILD_SECONDS = 450
+BINARY = ROOT / "target" / "ratelimit" / "service_cmd"
 
-
-def built() -> Path:
-    """Its binary, in `target`: built once, in some minutes."""
-    folder = ROOT / "target" / f"ratelimit-{VERSION}"
-    binary = folder / "service_cmd"
-    if not binary.exists():
-        package = f"github.com/envoyproxy/ratelimit/src/service_cmd@{VERSION}"
-        environment = {**os.environ, "GOBIN": str(folder), "GOFLAGS": ""}
-        subprocess.run([str(GO), "install", package], check=True, timeout=BUILD_SECONDS, env=environment)
-    return binary
+needs_ratelimit = pytest.mark.skipif(
+    not BINARY.exists(), reason="envoyproxy/ratelimit is not built: `make ratelimit`, which needs Go"
+)
 
 
 @contextmanager
-def running(binary: Path, folder: Path, files: dict[str, str], redis_port: int) -> Iterator[int]:
+def running(folder: Path, files: dict[str, str], redis_port: int) -> Iterator[int]:
     """The port where it answers by `files`, counting in the Redis at `redis_port`."""
     configuration = folder / "ratelimit" / "config"
     configuration.mkdir(parents=True)
@@ -56,7 +47,7 @@ def running(binary: Path, folder: Path, files: dict[str, str], redis_port: int) 
         "LOG_LEVEL": "ERROR",
     }
     environment = {**os.environ, **{name: str(value) for name, value in settings.items()}}
-    process = subprocess.Popen([str(binary)], env=environment)
+    process = subprocess.Popen([str(BINARY)], env=environment)
     try:
         until(lambda: accepts(port), process)
         yield port
