@@ -9,14 +9,16 @@ PROTOS := identity/peltast/identity/protos/act.proto identity/peltast/identity/p
           identity/peltast/identity/protos/join.proto \
           audit/peltast/audit/protos/collector.proto audit/peltast/audit/protos/otlp.proto \
           audit/peltast/audit/protos/start.proto \
-          authz/peltast/authz/protos/revocation.proto
+          authz/peltast/authz/protos/quota.proto authz/peltast/authz/protos/revocation.proto
+
+RATELIMIT := github.com/envoyproxy/ratelimit/src/service_cmd@v1.4.1-0.20260122083618-3fb702589d36
 
 # Several tests at a time need networks of their own, which only root can make.
 WORKERS := $(shell [ "$$(id -u)" = 0 ] && command -v ip >/dev/null && echo 2 || echo 0)
 PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit e2e soak lint bench build protos clean
+.PHONY: help demo test unit e2e soak ratelimit lint bench build protos clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -33,9 +35,13 @@ unit: build ## Tests in Rust and Python without a mesh
 	@echo "==> Python tests"
 	@$(PYTEST) -m "not e2e"
 
-e2e: build ## Tests with real Envoy, PostgreSQL and clients
+e2e: build ratelimit ## Tests with real Envoy, PostgreSQL and clients
 	@echo "==> End-to-end tests"
 	@$(PYTEST) -m e2e
+
+ratelimit: ## Build the real envoyproxy/ratelimit, which ours is compared with (needs Go; left out without)
+	@[ -x target/ratelimit/service_cmd ] || GOBIN=$(CURDIR)/target/ratelimit go install $(RATELIMIT) || \
+	  echo "==> envoyproxy/ratelimit is left out: it needs Go"
 
 soak: build ## Long tests: many more examples of every property
 	@PELTAST_EXAMPLES=other $(PYTEST) -m "not e2e"

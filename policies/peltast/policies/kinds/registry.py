@@ -20,7 +20,7 @@ from peltast.policies.kinds.workload import ServiceSpec, WorkloadEntrySpec, Work
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.sources.documents import Document, FieldPath, field_text
 
-__all__ = ["KINDS", "read_resource"]
+__all__ = ["KINDS", "explain", "read_resource"]
 
 _SECURITY = ("security.istio.io/v1", "security.istio.io/v1beta1")
 _NETWORKING = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
@@ -136,11 +136,12 @@ def _validate(document: Document, model: type[M], member: str, problems: list[Pr
         return model.model_validate_json(json.dumps(document.value.get(member, {})), strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        problems += [_explain(document, model, detail, (member,)) for detail in details]
+        problems += [explain(document, model, detail, (member,)) for detail in details]
         return None
 
 
-def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails, at: FieldPath) -> Problem:
+def explain(document: Document, model: type[BaseModel], detail: ErrorDetails, at: FieldPath) -> Problem:
+    """What pydantic found wrong with the value at `at` of `document`, which was to be a `model`."""
     path = (*at, *_without_union_tags(document.value, at, detail["loc"]))
     name = str(path[-1])
     if detail["type"] != "extra_forbidden":
