@@ -9,7 +9,7 @@ PROTOS := identity/peltast/identity/protos/act.proto identity/peltast/identity/p
           identity/peltast/identity/protos/join.proto \
           audit/peltast/audit/protos/collector.proto audit/peltast/audit/protos/otlp.proto \
           audit/peltast/audit/protos/start.proto \
-          authz/peltast/authz/protos/revocation.proto
+          authz/peltast/authz/protos/check.proto authz/peltast/authz/protos/revocation.proto
 
 # Several tests at a time need networks of their own, which only root can make.
 WORKERS := $(shell [ "$$(id -u)" = 0 ] && command -v ip >/dev/null && echo 2 || echo 0)
