@@ -12,10 +12,10 @@ from envoy.extensions.filters.http.ext_authz.v3.ext_authz_pb2 import ExtAuthz
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
 from google.protobuf.json_format import ParseDict
 
+from peltast.authz.check.documents import check_revision
 from peltast.authz.check.front import CheckFront
 from peltast.authz.check.grpc import NAME, authorization_methods
 from peltast.authz.check.pool import EvaluatorPool
-from peltast.authz.check.programs import check_revision
 from peltast.authz.revision import Revision
 from peltast.identity.ca.authority import CONTROL_DNS_NAME
 from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options

@@ -13,9 +13,9 @@ import pytest
 from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 
+from peltast.authz.check.documents import check_revision
 from peltast.authz.check.front import CheckFront
 from peltast.authz.check.pool import EvaluatorPool
-from peltast.authz.check.programs import check_revision
 
 Make = Callable[..., Any]
 

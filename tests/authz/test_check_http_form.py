@@ -10,6 +10,7 @@ import pytest
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from support.tokens import ISSUER, claims, jwk, key_set, rsa_key
 
+from peltast.authz.check.documents import check_revision
 from peltast.authz.check.http_form import http_answer, http_question
 from peltast.authz.check.service import CheckService
 
@@ -42,7 +43,7 @@ TOLD_TIER = {"x-peltast-allowed-headers": "X-Tier"}
 def answer(mesh: Make, policy: Make, policies: Any, headers: dict[str, str], target: str) -> CheckResponse:
     service = CheckService()
     written = [policy(spec, kind=kind) for spec, kind in policies]
-    service.take(mesh(*written).revision)
+    service.take(check_revision(mesh(*written).revision))
     return service.check(http_question("GET", target, [("host", "h"), *headers.items()], CATALOG), CATALOG)
 
 

@@ -8,8 +8,8 @@ import sys
 
 import structlog
 
+from peltast.authz.check.documents import check_revision
 from peltast.authz.check.frames import Kind, frame, read_frame
-from peltast.authz.check.programs import check_revision
 from peltast.authz.revision import Revision
 from peltast.cli.settings import ControlSettings
 from peltast.proxy.sidecar.supervise import STOP_SECONDS, dying_with_parent
@@ -17,7 +17,7 @@ from peltast.proxy.sidecar.supervise import STOP_SECONDS, dying_with_parent
 __all__ = ["CheckWorkers"]
 
 RESTART_SECONDS = 0.2
-READY_SECONDS = 15.0
+READY_SECONDS = 30.0
 """How long a configuration waits for the check service to decide by it, before sidecars are told of it."""
 
 log = structlog.get_logger()

@@ -15,7 +15,6 @@ from typing import BinaryIO
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from peltast.authz.check.frames import Kind, frame, read_frame_blocking
-from peltast.authz.check.programs import Programs
 from peltast.authz.check.service import CheckService
 from peltast.authz.protos.check_pb2 import CheckRevision
 
@@ -49,7 +48,7 @@ class _Evaluator:
 
     def _load(self, revision: bytes) -> None:
         try:
-            self._service.programs = Programs.load(CheckRevision.FromString(revision), self._service.programs)
+            self._service.take(CheckRevision.FromString(revision))
         except BaseException:
             os._exit(1)  # what cannot load a revision must not decide by the last one
         self._write(Kind.IN_FORCE, b"")

@@ -30,8 +30,8 @@ by the clock that the interpreter reads. The request is answered before."""
 MEMORY_BYTES = 1024 * 1024 * 1024
 """Address space of an evaluator: as much as policies have when they are admitted."""
 
-LOAD_SECONDS = 10.0
-"""What a revision may take to load, whose every policy loaded within 5 s when it was admitted."""
+LOAD_SECONDS = 30.0
+"""What a process may take to start and to load a revision, whose every policy loaded within 5 s when admitted."""
 
 RESTART_SECONDS = 0.5
 """Before the next try, where an evaluator has not come as far as taking questions."""

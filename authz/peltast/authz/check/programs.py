@@ -9,11 +9,10 @@ from typing import Self
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 
 from peltast.authz._engine import KeySets, Program, Revocations, document_hash
-from peltast.authz.protos.check_pb2 import CheckRevision, CheckWorkload
-from peltast.authz.revision import Revision
+from peltast.authz.protos.check_pb2 import CheckRevision
 from peltast.authz.revocations import NO_REVOCATIONS
 
-__all__ = ["Programs", "UnknownDestination", "WorkloadProgram", "check_revision"]
+__all__ = ["Programs", "UnknownDestination", "WorkloadProgram"]
 
 
 class UnknownDestination(LookupError):
@@ -80,17 +79,3 @@ class Programs:
         if len(by_address) == 1:
             return next(iter(by_address.values()))
         raise UnknownDestination(f"no workload is {destination.principal or 'unnamed'} at {address or 'no address'}")
-
-
-def check_revision(revision: Revision) -> CheckRevision:
-    """What of `revision` the processes of the check service need."""
-    workloads = [
-        CheckWorkload(
-            principal=workload.principal,
-            address=workload.address,
-            program=revision.programs[name],
-            keys=revision.keys[name],
-        )
-        for name, workload in revision.snapshot.workloads.items()
-    ]
-    return CheckRevision(workloads=workloads, revocations=revision.revocations)

@@ -8,8 +8,8 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 
 from peltast.authz._engine import Decider, Decision, Program
 from peltast.authz.check.convert import check_response, engine_request
-from peltast.authz.check.programs import Programs, UnknownDestination, check_revision
-from peltast.authz.revision import Revision
+from peltast.authz.check.programs import Programs, UnknownDestination
+from peltast.authz.protos.check_pb2 import CheckRevision
 
 __all__ = ["CheckService", "NotYours", "UnknownDestination", "check_asker"]
 
@@ -34,11 +34,11 @@ class CheckService:
 
     def __init__(self) -> None:
         self._decider = Decider()
-        self.programs = Programs.none()
+        self._programs = Programs.none()
 
-    def take(self, revision: Revision) -> None:
+    def take(self, revision: CheckRevision) -> None:
         """Decides by `revision` from now on. Its Rego must have been admitted."""
-        self.programs = Programs.load(check_revision(revision), self.programs)
+        self._programs = Programs.load(revision, self._programs)
 
     def check(self, request: CheckRequest, caller: str, *, sidecar: bool = False) -> CheckResponse:
         """Answers `request`, which `caller` (a SPIFFE ID) asks; `sidecar` where that is one of ours.
@@ -71,7 +71,7 @@ class CheckService:
         return self._decide(request)[0]
 
     def _decide(self, request: CheckRequest) -> tuple[Decision, Program]:
-        programs = self.programs
+        programs = self._programs
         found = programs.find(request)
         now_ms = time.time_ns() // 1_000_000
         asked = engine_request(request)
