@@ -21,7 +21,7 @@ Make = Callable[..., Any]
 
 CATALOG = "spiffe://cluster.local/ns/shop/sa/catalog"
 
-# What asks for /bomb doubles its header 20 times: to 4 GiB, more than an evaluator may have.
+# What asks for /bomb doubles its header 20 times: to 1 TiB, more than an evaluator may have.
 MODULE = (
     """
 package p
@@ -114,44 +114,54 @@ async def test_what_hangs_is_killed_at_its_deadline_and_alone(
     start: Start, on_error: str, wanted: tuple[bool, str, str]
 ) -> None:
     running = await start(on_error)
-    hangs, other = await hung(running)
+    usual = p99([await timed(running) for _ in range(200)])
+    hangs, other = running.pool.pids
+    os.kill(hangs, signal.SIGSTOP)  # as good as one that hangs in a built-in
     before = time.monotonic()
     asked = asyncio.gather(*(running.ask("/fine") for _ in range(2)))
+    await asyncio.sleep(0)  # each of them has an evaluator now
     took = []
     while not asked.done():
-        began = time.monotonic()
-        assert told(await running.ask("/fine"))[0]
-        took.append(time.monotonic() - began)
+        took.append(await timed(running))
     answers = [told(answer) for answer in await asked]
     assert sorted(answers) == sorted([wanted, (True, "rego_allowed", "cache")])
-    assert 0.9 < time.monotonic() - before < 1.3
-    took.sort()
-    p99 = took[len(took) * 99 // 100]
-    print(f"of {len(took)} others 99 % took at most {p99 * 1000:.2f} ms, the slowest {took[-1] * 1000:.1f} ms")
-    assert p99 < 0.02
-    assert took[-1] < 0.2, "the machine may pause, the one that hangs must not make others wait"
+    assert 0.9 < time.monotonic() - before < 1.5
+    print(f"others: 99 % within {p99(took) * 1000:.2f} ms of {len(took)}, {usual * 1000:.2f} ms with none that hangs")
+    assert p99(took) < usual + 0.02
     await eventually(lambda: hangs not in running.pool.pids, "the one that hangs is killed")
     await eventually(lambda: len(running.pool.pids) == 2, "another takes its place")
     assert other in running.pool.pids
 
 
-async def hung(running: Running) -> tuple[int, int]:
-    """Stops the evaluator that is next, as one is stopped that hangs in a built-in; gives its process id first."""
-    for _ in range(2):
-        await running.ask("/fine")  # each has the answer in its cache
-    hangs, other = running.pool.pids
-    os.kill(hangs, signal.SIGSTOP)
-    return hangs, other
-
-
-async def test_what_eats_memory_ends_alone_and_at_once(start: Start) -> None:
-    running = await start("allow", memory_bytes=320 * 1024 * 1024)
-    eaten = await running.ask("/bomb", **{"x-much": "x" * 4096})
-    own = eaten.dynamic_metadata["peltast.dev"]
-    assert told(eaten) == (True, "check_unreachable", "failed-open")
-    assert own["detail"] == "the policy ended the process that evaluated it"
+async def timed(running: Running) -> float:
+    began = time.monotonic()
     assert told(await running.ask("/fine"))[0]
-    await eventually(lambda: len(running.pool.pids) == 2, "another takes its place")
+    return time.monotonic() - began
+
+
+def p99(took: list[float]) -> float:
+    return sorted(took)[len(took) * 99 // 100]
+
+
+async def test_what_eats_memory_ends_alone(start: Start) -> None:
+    running = await start("allow", memory_bytes=256 * 1024 * 1024)
+    before = set(running.pool.pids)
+    eaten = await running.ask("/bomb", **{"x-much": "x" * 1048576})
+    assert told(eaten) == (True, "check_unreachable", "failed-open")
+    assert told(await running.ask("/fine"))[0]
+    await eventually(lambda: len(set(running.pool.pids) - before) == 1, "another takes its place")
+    assert len(before & set(running.pool.pids)) == 1
+
+
+async def test_what_an_evaluator_was_asked_that_dies_is_answered_at_once(start: Start) -> None:
+    running = await start("allow", size=1)
+    os.kill(running.pool.pids[0], signal.SIGSTOP)
+    asking = asyncio.create_task(running.ask("/fine"))
+    await asyncio.sleep(0)
+    os.kill(running.pool.pids[0], signal.SIGKILL)
+    answer = await asking
+    assert told(answer) == (True, "check_unreachable", "failed-open")
+    assert answer.dynamic_metadata["peltast.dev"]["detail"] == "the policy ended the process that evaluated it"
 
 
 async def test_one_over_capacity_is_answered_at_once(start: Start) -> None:
