@@ -9,7 +9,8 @@ PROTOS := identity/peltast/identity/protos/act.proto identity/peltast/identity/p
           identity/peltast/identity/protos/join.proto \
           audit/peltast/audit/protos/collector.proto audit/peltast/audit/protos/otlp.proto \
           audit/peltast/audit/protos/start.proto \
-          authz/peltast/authz/protos/quota.proto authz/peltast/authz/protos/revocation.proto
+          authz/peltast/authz/protos/check.proto authz/peltast/authz/protos/quota.proto \
+          authz/peltast/authz/protos/revocation.proto
 
 RATELIMIT := github.com/envoyproxy/ratelimit/src/service_cmd@v1.4.1-0.20260122083618-3fb702589d36
 

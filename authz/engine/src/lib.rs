@@ -44,7 +44,7 @@ pub use decide::{Answer, Decider, Question, Verdict};
 pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Reason, Source};
 pub use program::{LoadError, Program};
 pub use rego::RegoError;
-pub use request::{Connection, EditRequest, HeaderList, Headers, Http, Request};
+pub use request::{Connection, EditRequest, HeaderList, Headers, Http, Request, Told};
 pub use shadow::Shadow;
 pub use token::keys::KeySets;
 pub use token::revocations::Revocations;

@@ -17,6 +17,8 @@ class Program:
     def principal(self) -> str: ...
     @property
     def attributes(self) -> list[str]: ...
+    @property
+    def has_check_tier(self) -> bool: ...
 
 @final
 class KeySets:
@@ -51,7 +53,9 @@ class Request:
         destination_ip: str | None = None,
         destination_port: int = 0,
         sni: str | None = None,
-    ) -> None: ...
+        told: Sequence[str] | None = None,
+    ) -> None:
+        """`told` names the headers that are known, where nothing else is but method, host and path."""
 
 @final
 class Decision:
@@ -96,6 +100,22 @@ class Decider:
     def decide(
         self, program: Program, keys: KeySets, revocations: Revocations, request: Request, now_ms: int
     ) -> Decision: ...
+
+@final
+class LocalDecider:
+    """Decides what needs no evaluation of the check tier."""
+
+    def __init__(self) -> None: ...
+    def decide(
+        self, program: Program, keys: KeySets, revocations: Revocations, request: Request, now_ms: int
+    ) -> Decision | Question: ...
+
+@final
+class Question:
+    @property
+    def timeout_ms(self) -> int: ...
+    def unanswered(self, program: Program, request: Request, detail: str) -> Decision:
+        """The decision about `request`, where there is no answer: as `onError` and all other policies say."""
 
 @final
 class Record:

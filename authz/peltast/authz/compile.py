@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from peltast.authz.canonical import canonical
 from peltast.policies.kinds.audit import AuditPolicySpec, Chosen, Detail, OnSpoolFull, Record, Treatment, claim_path
 from peltast.policies.kinds.authorization import (
     Action,
@@ -146,11 +147,6 @@ def compile_rego(source: RegoSource) -> bytes:
     nobody = {"principal": "spiffe://nobody/", "ports": {}}
     rego = [rego_policy(source)]
     return canonical({"schema": SCHEMA, "workload": nobody, "authentication": [], "rego": rego, "policies": []})
-
-
-def canonical(document: Json) -> bytes:
-    """JSON with one way to write it."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 # Tokens ---------------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ pub use check::RegoError;
 use crate::attribute::{Attribute, Facts};
 use crate::decision::HeaderOperations;
 use crate::document::{OnError, RegoPolicy, Tier};
+use crate::request::Told;
 use input::Plan;
 
 /// Steps of the interpreter between two looks at the clock. Few: a statement of some four steps may double what the
@@ -80,6 +81,15 @@ impl Rego {
     /// The attributes that determine the answer; none where not even they do.
     pub(crate) fn attributes(&self) -> Option<&BTreeSet<Attribute>> {
         self.plan.attributes.as_ref()
+    }
+
+    /// Whether it reads what is not known of the request.
+    pub(crate) fn reads_unknown(&self, facts: &Facts<'_>) -> bool {
+        match (self.attributes(), facts.request.http.map(|http| http.told)) {
+            (_, None | Some(Told::All)) => false,
+            (Some(attributes), _) => attributes.iter().any(|attribute| facts.lacks(attribute)),
+            (None, _) => true,
+        }
     }
 
     /// An evaluator for one worker.
