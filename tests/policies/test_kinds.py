@@ -375,7 +375,8 @@ REFUSED = [
         "1s to 600s",
     ),
     ("RegoPolicy", SIGNING % "{}", 1, "bundle.signing.keys", "nothing is given", "required"),
-    ("RegoPolicy", SIGNING % "{keys: {}}", 1, "bundle.signing.keys", "{} is given", "at least 1"),
+    ("RegoPolicy", SIGNING % "{keys: {k: secret}}", 1, "bundle.signing.keys.k", "a value that is not shown", "object"),
+    ("RegoPolicy", SIGNING % "{keys: {}}", 1, "bundle.signing.keys", "not shown", "at least 1"),
     (
         "RegoPolicy",
         SIGNING % "{keys: {k: {algorithm: none, key: x}}}",
