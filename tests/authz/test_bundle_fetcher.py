@@ -23,6 +23,7 @@ from peltast.policies.sources.bundle_signature import Verification, Verification
 
 NOW = datetime(2026, 11, 22, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
+PATIENCE = 20 * SECOND
 BUNDLE = read_bundle(FILES, None)
 
 spreads = st.floats(0, 1)
@@ -122,7 +123,7 @@ async def test_bundles_are_fetched_changed_ones_again_and_failures_leave_the_las
         def revision_in_force() -> str:
             return revision_of(fetcher.found()[where])
 
-        await fetcher.follow(frozenset({where}))
+        await fetcher.follow(frozenset({where}), PATIENCE)
         assert revision_in_force() == "one"
         await eventually(lambda: len(server.requests) > 2, "asked again")
         assert server.requests[1]["if-none-match"] == '"0"'
@@ -140,7 +141,7 @@ async def test_bundles_are_fetched_changed_ones_again_and_failures_leave_the_las
 
         server.silent = True
         async with BundleFetcher(kept=saved.get) as restarted:
-            await restarted.follow(frozenset({where}))
+            await restarted.follow(frozenset({where}), PATIENCE)
             assert revision_of(restarted.found()[where]) == "three", "kept through the restart"
 
         await fetcher.follow(frozenset())
@@ -150,7 +151,7 @@ async def test_bundles_are_fetched_changed_ones_again_and_failures_leave_the_las
 async def test_a_long_poll_brings_another_bundle_at_once() -> None:
     async with BundleServer(revision("one"), long_polls=True) as server, BundleFetcher() as fetcher:
         where = location(server.url, wait=60, delays=(600 * SECOND, 600 * SECOND))
-        await fetcher.follow(frozenset({where}))
+        await fetcher.follow(frozenset({where}), PATIENCE)
         await eventually(lambda: len(server.requests) == 2, "the long poll")
         assert server.requests[1]["prefer"] == "modes=snapshot;wait=60"
         server.serve(revision("two"))
@@ -164,7 +165,7 @@ async def test_what_was_kept_is_verified_again() -> None:
         where = location(server.url, verification=Verification((key,)))
         for files, error in ((signed({"a.rego": b"package a"}), None), (FILES, "the server answers 500")):
             async with BundleFetcher(kept=lambda _, files=files: targz(files)) as fetcher:  # type: ignore[misc]
-                await fetcher.follow(frozenset({where}))
+                await fetcher.follow(frozenset({where}), PATIENCE)
                 found = fetcher.found()[where]
                 assert isinstance(found, Bundle) if error is None else error in str(found)
 
@@ -189,16 +190,15 @@ async def test_what_is_wrong_with_an_answer_is_told(
     async with BundleServer(targz(FILES)) as server, BundleFetcher() as fetcher:
         vars(server).update(serve)
         where = location(server.url, timeout=0.3)
-        await fetcher.follow(frozenset({where}))
+        await fetcher.follow(frozenset({where}), PATIENCE)
         assert says in str(fetcher.found()[where])
-        assert len(server.requests) == 1
 
 
 async def test_a_server_that_is_away_is_told() -> None:
     async with BundleServer() as server:
         where = location(server.url)
     async with BundleFetcher() as fetcher:
-        await fetcher.follow(frozenset({where}))
+        await fetcher.follow(frozenset({where}), PATIENCE)
         assert "connect" in str(fetcher.found()[where])
 
 
