@@ -65,6 +65,7 @@ bench: build ## Measure the engine, the sidecar and the audit store against thei
 	@$(BIN)/python benchmarks/decide.py --check
 	@$(BIN)/python benchmarks/sidecar.py --check
 	@$(BIN)/python benchmarks/audit.py --check
+	@$(BIN)/python benchmarks/bundle.py --check
 
 build: $(INSTALLED) $(LIBRARIES) ## Set up .venv and build both Rust libraries
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from spiffe import SpiffeId, TrustDomain
 from peltast.audit.collector.keys import load_or_create_keys
 from peltast.audit.shipper import Shipper
 from peltast.authz.admission import RegoAdmission
+from peltast.authz.bundle_fetcher import BundleFetcher, BundleStatus
 from peltast.authz.key_fetcher import KeyFetcher, KeyStatus
 from peltast.authz.revision import Revision, compile_revision
 from peltast.authz.revocation_service import NAME as REVOCATIONS
@@ -55,6 +57,7 @@ from peltast.identity.rpc import (
 )
 from peltast.identity.svid import Svid, new_key_and_csr, rotation_time, save_svid
 from peltast.policies.problems import InvalidConfiguration
+from peltast.policies.rego_sources import BundleLocation
 from peltast.policies.snapshot import load
 from peltast.policies.sources.folder import Files, watch_folder
 from peltast.proxy.xds.compile import Surroundings
@@ -108,6 +111,7 @@ class ControlPlane:
         self._changes = ChangeLog(configuration, settings.state / "control" / "configuration.json", self._acts.report)
         self._tokens = JoinTokens()
         self._revision: Revision | None = None
+        self._bundles_changed = asyncio.Event()
         self._revoked = NO_REVOCATIONS
         self._revocations = self._load_revocations()
         self._check = CheckWorkers(settings, check_workers)
@@ -133,21 +137,51 @@ class ControlPlane:
 
     async def _follow_configuration(self) -> None:
         number = 0
-        async with RegoAdmission() as admission, self._key_fetcher() as keys:
-            async for files in watch_folder(self._configuration):
+        async with RegoAdmission() as admission, self._bundle_fetcher() as bundles, self._key_fetcher() as keys:
+            async for files in self._configurations():
                 number += 1
                 try:
-                    await self._take(files, number, admission, keys)
+                    await self._take(files, number, admission, bundles, keys)
                 except InvalidConfiguration as invalid:
                     self._note(Act("", "configuration.refuse", str(number), allowed=False, detail=str(invalid)))
 
+    async def _configurations(self) -> AsyncIterator[Files | InvalidConfiguration]:
+        """The folder's files: now, after every change of them, and when a bundle that was fetched is another."""
+        watched = watch_folder(self._configuration)
+        files = await anext(watched)
+        while True:
+            yield files
+            change = asyncio.ensure_future(anext(watched))
+            try:
+                while await self._bundle_changes_before(change):
+                    yield files
+                files = await change
+            finally:
+                change.cancel()
+
+    async def _bundle_changes_before(self, change: asyncio.Future[Any]) -> bool:
+        """Waits for either; tells whether it was a bundle."""
+        bundle = asyncio.ensure_future(self._bundles_changed.wait())
+        await asyncio.wait((change, bundle), return_when=asyncio.FIRST_COMPLETED)
+        bundle.cancel()
+        self._bundles_changed.clear()
+        return not change.done()
+
     async def _take(
-        self, files: Files | InvalidConfiguration, number: int, admission: RegoAdmission, keys: KeyFetcher
+        self,
+        files: Files | InvalidConfiguration,
+        number: int,
+        admission: RegoAdmission,
+        bundles: BundleFetcher,
+        keys: KeyFetcher,
     ) -> None:
         """Puts a configuration in force, if all of it is sound; else the last good one stays."""
         if isinstance(files, InvalidConfiguration):
             raise files
         snapshot = load(files, self._settings.trust_domain, number)
+        await bundles.follow(snapshot.bundle_locations)
+        self._bundles_changed.clear()
+        snapshot = snapshot.with_bundles(bundles.found())
         if self._revision is not None and snapshot.version == self._revision.snapshot.version:
             return
         revision = compile_revision(snapshot)
@@ -216,6 +250,38 @@ class ControlPlane:
         log.info("keys fetched" if error is None else "keys refused", issuer=source.issuer, uri=source.uri, error=error)
         action = "keys.take" if error is None else "keys.refuse"
         self._note(Act("", action, f"{source.issuer} {source.uri}", allowed=error is None, detail=error or ""))
+
+    def _bundle_fetcher(self) -> BundleFetcher:
+        return BundleFetcher(
+            kept=self._kept_bundle,
+            changed=self._bundles_changed.set,
+            report=self._report_bundle,
+            save=self._keep_bundle,
+        )
+
+    def _bundle_file(self, location: BundleLocation) -> Path:
+        name = hashlib.sha256(f"{location.policy} {location.url}".encode()).hexdigest()
+        return self._settings.state / "control" / "bundles" / f"{name}.tar.gz"
+
+    def _kept_bundle(self, location: BundleLocation) -> bytes | None:
+        file = self._bundle_file(location)
+        return file.read_bytes() if file.exists() else None
+
+    def _keep_bundle(self, location: BundleLocation, archive: bytes) -> None:
+        try:
+            file = self._bundle_file(location)
+            make_private_folder(file.parent)
+            write_private(file, archive)
+        except OSError as error:
+            log.exception("fetched bundle not kept", url=location.url, error=str(error))
+
+    def _report_bundle(self, status: BundleStatus) -> None:
+        location, error = status.location, status.error
+        event = "bundle fetched" if error is None else "bundle refused"
+        log.info(event, policy=location.policy, url=location.url, revision=status.revision, error=error)
+        action = "bundle.take" if error is None else "bundle.refuse"
+        detail = f"revision {status.revision}" if error is None else error
+        self._note(Act("", action, f"{location.policy} {location.url}", allowed=error is None, detail=detail))
 
     def _is_registered(self, spiffe_id: SpiffeId) -> bool:
         workloads = self._revision.snapshot.workloads.values() if self._revision else ()

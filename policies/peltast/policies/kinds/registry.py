@@ -148,12 +148,18 @@ def explain(document: Document, model: type[BaseModel], detail: ErrorDetails, at
         given = json.dumps(detail["input"], default=str)
         if detail["type"] == "missing":
             return _problem(document, path, "nothing is given", "the field is required")
-        return _problem(document, path, f"{_short(given)} is given", _lower_first(detail["msg"]))
+        shown = "a value that is not shown" if _is_secret(path) else _short(given)
+        return _problem(document, path, f"{shown} is given", _lower_first(detail["msg"]))
     parent = _model_at(model, detail["loc"][:-1])
     if parent is not None and name in parent.refused:
         return _problem(document, path, "not taken here", parent.refused[name])
     fields = [field.alias or key for key, field in parent.model_fields.items()] if parent is not None else []
     return _problem(document, path, "unknown field", _did_you_mean(name, fields))
+
+
+def _is_secret(path: FieldPath) -> bool:
+    """Whether a key, or what stands where keys should, is at `path`: what signs by HS256 is a secret."""
+    return path[1:3] == ("bundle", "signing") and path[-1] not in ("algorithm", "scope", "keyid")
 
 
 def _without_union_tags(value: Any, at: FieldPath, location: tuple[str | int, ...]) -> FieldPath:
