@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from multiprocessing.connection import Connection
 
 from conformance.cases import Case, fault
+
 from peltast.authz._engine import QueryError, QueryRefused, RegoQuery
 
 TIME_LIMIT_SECONDS = 20.0
