@@ -52,9 +52,7 @@ def sidecar(cases: list[Case]) -> bool:
     outcomes = list(run(cases, "sidecar"))
     wrong = [(case.note, reason) for case, reason in outcomes if reason not in (None, REFUSED)]
     refused = sum(reason == REFUSED for _, reason in outcomes)
-    print(
-        f"sidecar tier: {len(cases) - refused} of {len(cases)} cases are admitted, {len(wrong)} of them answered wrongly"
-    )
+    print(f"sidecar tier: {len(cases) - refused} of {len(cases)} cases are admitted, {len(wrong)} answered wrongly")
     for note, reason in wrong:
         print(f"  wrong: {note}: {reason}")
     return bool(wrong)

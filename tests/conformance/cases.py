@@ -1,6 +1,7 @@
 """OPA's compliance cases: their shape, and when one passes.
 
-<https://github.com/open-policy-agent/opa/tree/main/v1/test/cases>. OPA's own test of them is `v1/topdown/exported_test.go`.
+<https://github.com/open-policy-agent/opa/tree/main/v1/test/cases>.
+OPA's own test of them is `v1/topdown/exported_test.go`.
 """
 
 from __future__ import annotations
