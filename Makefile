@@ -19,7 +19,7 @@ WORKERS := $(shell [ "$$(id -u)" = 0 ] && command -v ip >/dev/null && echo 2 || 
 PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit e2e soak ratelimit lint bench build protos clean
+.PHONY: help demo test unit e2e soak conformance ratelimit lint bench build protos clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -48,6 +48,9 @@ ratelimit: build ## Compare the rate limit service with the real envoyproxy/rate
 soak: build ## Long tests: many more examples of every property
 	@PELTAST_EXAMPLES=other $(PYTEST) -m "not e2e"
 	@PELTAST_EXAMPLES=other $(PYTEST) tests/e2e/test_differential.py tests/e2e/test_chaos.py
+
+conformance: build ## OPA's compliance cases on both tiers of Rego (needs Go, for the cases)
+	@PYTHONPATH=tests $(BIN)/python -m conformance
 
 lint: build ## Formatting, lints, types, import contracts
 	@echo "==> ruff, mypy, import-linter"

@@ -22,6 +22,8 @@ use crate::{
     Revocations, Source, Trust, Verdict,
 };
 
+mod rego;
+
 pyo3::create_exception!(_engine, LoadError, PyValueError, "A program that cannot be loaded.");
 
 /// policy, file, line (0 where unknown) and reason, so that Python can point at them.
@@ -766,6 +768,8 @@ fn normalize_path<'py>(py: Python<'py>, program: &PyProgram, path_and_query: &[u
 
 #[pymodule]
 mod _engine {
+    #[pymodule_export]
+    use super::rego::{PyRegoQuery, QueryError, QueryRefused};
     #[pymodule_export]
     use super::{
         document_hash, first_link, follow_frames, grow_tree, leaf_hash, leaf_hashes, next_link, normalize_path,

@@ -20,6 +20,20 @@ class Program:
     @property
     def has_check_tier(self) -> bool: ...
 
+class QueryError(ValueError):
+    """A query whose evaluation failed, or that is refused."""
+
+class QueryRefused(QueryError):
+    """A query, or modules, that the tier does not admit."""
+
+@final
+class RegoQuery:
+    """Modules and data that are asked queries, as a tier has them; without one as regorus has them by itself."""
+
+    @staticmethod
+    def load(tier: str | None, modules: Mapping[str, str], data: str = "{}", *, strict: bool = False) -> RegoQuery: ...
+    def evaluate(self, query: str, *, input: str | None = None, input_term: str | None = None) -> str: ...
+
 @final
 class KeySets:
     @staticmethod
