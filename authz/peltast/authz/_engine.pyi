@@ -32,7 +32,7 @@ class RegoQuery:
 
     @staticmethod
     def load(tier: str | None, modules: Mapping[str, str], data: str = "{}", *, strict: bool = False) -> RegoQuery: ...
-    def evaluate(self, query: str, *, input: str | None = None, input_term: str | None = None) -> str: ...
+    def evaluate(self, query: str, *, input: str | None = None, input_term: str | None = None) -> str: ...  # noqa: A002 - as OPA calls it
 
 @final
 class KeySets:
