@@ -9,14 +9,17 @@ PROTOS := identity/peltast/identity/protos/act.proto identity/peltast/identity/p
           identity/peltast/identity/protos/join.proto \
           audit/peltast/audit/protos/collector.proto audit/peltast/audit/protos/otlp.proto \
           audit/peltast/audit/protos/start.proto \
+          authz/peltast/authz/protos/check.proto authz/peltast/authz/protos/quota.proto \
           authz/peltast/authz/protos/revocation.proto
+
+RATELIMIT := github.com/envoyproxy/ratelimit/src/service_cmd@v1.4.1-0.20260122083618-3fb702589d36
 
 # Several tests at a time need networks of their own, which only root can make.
 WORKERS := $(shell [ "$$(id -u)" = 0 ] && command -v ip >/dev/null && echo 2 || echo 0)
 PYTEST := $(BIN)/pytest -q -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test unit e2e soak lint bench build protos clean
+.PHONY: help demo test unit e2e soak conformance ratelimit lint bench build protos clean
 
 help: ## Show the targets
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -37,9 +40,17 @@ e2e: build ## Tests with real Envoy, PostgreSQL and clients
 	@echo "==> End-to-end tests"
 	@$(PYTEST) -m e2e
 
+ratelimit: build ## Compare the rate limit service with the real envoyproxy/ratelimit (needs Go, and minutes the first time)
+	@command -v go >/dev/null || { echo "==> Left out: the real envoyproxy/ratelimit is built with Go, which is not here"; exit 0; }; \
+	[ -x target/ratelimit/service_cmd ] || GOBIN=$(CURDIR)/target/ratelimit go install $(RATELIMIT); \
+	$(BIN)/pytest -q tests/e2e/test_rate_limit_reference.py
+
 soak: build ## Long tests: many more examples of every property
 	@PELTAST_EXAMPLES=other $(PYTEST) -m "not e2e"
 	@PELTAST_EXAMPLES=other $(PYTEST) tests/e2e/test_differential.py tests/e2e/test_chaos.py
+
+conformance: build ## OPA's compliance cases on both tiers of Rego (needs Go, for the cases)
+	@PYTHONPATH=tests $(BIN)/python -m conformance
 
 lint: build ## Formatting, lints, types, import contracts
 	@echo "==> ruff, mypy, import-linter"
@@ -57,6 +68,7 @@ bench: build ## Measure the engine, the sidecar and the audit store against thei
 	@$(BIN)/python benchmarks/decide.py --check
 	@$(BIN)/python benchmarks/sidecar.py --check
 	@$(BIN)/python benchmarks/audit.py --check
+	@$(BIN)/python benchmarks/bundle.py --check
 
 build: $(INSTALLED) $(LIBRARIES) ## Set up .venv and build both Rust libraries
 

@@ -12,8 +12,10 @@ from envoy.extensions.filters.http.ext_authz.v3.ext_authz_pb2 import ExtAuthz
 from envoy.extensions.filters.network.http_connection_manager.v3.http_connection_manager_pb2 import HttpFilter
 from google.protobuf.json_format import ParseDict
 
+from peltast.authz.check.documents import check_revision
+from peltast.authz.check.front import CheckFront
 from peltast.authz.check.grpc import NAME, authorization_methods
-from peltast.authz.check.service import CheckService
+from peltast.authz.check.pool import EvaluatorPool
 from peltast.authz.revision import Revision
 from peltast.identity.ca.authority import CONTROL_DNS_NAME
 from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
@@ -30,8 +32,9 @@ class RunningCheckService:
     """Serves `revision` from a thread, over mutual TLS. Leaving it ends it."""
 
     def __init__(self, revision: Revision, svid: Svid, roots: bytes) -> None:
-        self._service = CheckService()
-        self._service.take(revision)
+        self._pool = EvaluatorPool()
+        self._front = CheckFront(self._pool)
+        self._revision = check_revision(revision).SerializeToString()
         self._credentials = server_credentials(lambda: (svid.key_pem, svid.chain_pem, roots), require_client=True)
         self._serving = threading.Event()
         self._stop = asyncio.Event()
@@ -54,13 +57,15 @@ class RunningCheckService:
         self._loop.run_until_complete(self._serve())
 
     async def _serve(self) -> None:
+        await self._front.take(self._revision)
         server = grpc.aio.server(options=server_options)
-        server.add_generic_rpc_handlers((generic_handler(NAME, authorization_methods(self._service, caller)),))
+        server.add_generic_rpc_handlers((generic_handler(NAME, authorization_methods(self._front, caller)),))
         server.add_secure_port(f"{ADDRESS}:{PORT}", self._credentials)
         await server.start()
         self._serving.set()
         await self._stop.wait()
         await server.stop(grace=None)
+        await self._pool.stop()
 
 
 def ext_authz() -> HttpFilter:

@@ -22,7 +22,7 @@ from support.mounts import PythonMount, engine_request
 from support.reference import Asked, Policy, Token
 
 from peltast.authz._engine import Decider, Decision, KeySets, Program, Request, Revocations
-from peltast.authz.compile import canonical
+from peltast.authz.canonical import canonical
 from peltast.authz.revocations import Revocation
 
 STEPS = 60

@@ -11,6 +11,7 @@ from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 from support.tokens import ISSUER, claims, jwk, key_set, rsa_key
 
+from peltast.authz.check.documents import check_revision
 from peltast.authz.check.service import CheckService
 
 Make = Callable[..., Any]
@@ -35,7 +36,7 @@ def service(mesh: Make, policy: Make) -> CheckService:
         policy(REGO, kind="RegoPolicy", name="rego"),
     )
     service = CheckService()
-    service.take(made.revision)
+    service.take(check_revision(made.revision))
     return service
 
 

@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from peltast.authz.check.documents import check_revision
 from peltast.authz.check.service import CheckService
 
 CATALOG = "spiffe://cluster.local/ns/shop/sa/catalog"
@@ -28,7 +29,7 @@ RULES = [
 @pytest.fixture(scope="module")
 def service(mesh: Callable[..., Any], policy: Callable[..., str]) -> CheckService:
     made = CheckService()
-    made.take(mesh(policy({"rules": RULES})).revision)
+    made.take(check_revision(mesh(policy({"rules": RULES})).revision))
     return made
 
 

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peltast.authz._engine import KeySets, LoadError, Program
-from peltast.authz.compile import canonical, recording
+from peltast.authz.canonical import canonical
+from peltast.authz.compile import recording
 from peltast.authz.revision import Revision, compile_revision
 from peltast.policies.kinds.audit import AuditPolicySpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec, is_template

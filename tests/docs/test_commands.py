@@ -19,6 +19,7 @@ import pytest
 from peltast.authz.admission import RegoAdmission
 from peltast.authz.revision import compile_revision
 from peltast.policies.snapshot import load
+from peltast.policies.sources.bundle import Bundle, read_bundle
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -146,10 +147,19 @@ WITH_YAML = [document for document in DOCUMENTS if blocks(document, "yaml")]
 @pytest.mark.parametrize("document", WITH_YAML, ids=lambda document: document.name)
 async def test_the_yaml_of_a_document_is_a_configuration(document: Path) -> None:
     text = "---\n".join(blocks(document, "yaml"))
-    revision = compile_revision(load({f"{document.stem}.yaml": text.encode()}, "cluster.local", 1))
+    snapshot = load({f"{document.stem}.yaml": text.encode()}, "cluster.local", 1)
+    sources = [source for source in snapshot.rego.values() if source.location is not None]
+    fetched = {source.location: bundle_with(source.resource.spec.entrypoint) for source in sources}
+    revision = compile_revision(snapshot.with_bundles(fetched))
     async with RegoAdmission() as admission:
         await admission.check(revision)
     assert revision.snapshot.resources
+
+
+def bundle_with(entrypoint: str) -> Bundle:
+    """What a document's URL might serve."""
+    package, _, rule = entrypoint.removeprefix("data.").rpartition(".")
+    return read_bundle({"rules.rego": f"package {package}\n\n{rule} := true\n".encode()}, None)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)

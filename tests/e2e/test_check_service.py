@@ -77,6 +77,12 @@ def asking(folder: Path) -> Path:
     return folder
 
 
+def send(pids: list[int], number: signal.Signals) -> None:
+    assert pids
+    for pid in pids:
+        os.kill(pid, number)
+
+
 async def get(path: str, **headers: str) -> Response:
     return await ask(CLIENT, EGRESS_PORT, "GET", path, headers)
 
@@ -110,14 +116,14 @@ async def test_without_the_check_service_questions_are_denied_and_known_answers_
 ) -> None:
     async with RunningMesh(asking, state, "--concurrency", "1") as mesh:  # each worker has a cache of its own
         assert (await get("/open/asked/ada")).status == 200
-        control_plane = mesh.pid_of("peltast.cli.main control-plane")
-        os.kill(control_plane, signal.SIGSTOP)
+        check_service = mesh.pids_of("peltast.cli.check_worker")
+        send(check_service, signal.SIGSTOP)
         try:
             assert (await get("/open/asked/other")).status == 403
             assert (await get("/open/asked/ada")).status == 200
             assert (await get("/open")).status == 200
         finally:
-            os.kill(control_plane, signal.SIGCONT)
+            send(check_service, signal.SIGCONT)
         database = await mesh.connect()
 
         async def reasons() -> bool:
@@ -132,14 +138,14 @@ async def test_without_the_check_service_questions_are_denied_and_known_answers_
 async def test_a_policy_that_fails_open_opens_for_itself_only(asking: Path, state: Path) -> None:
     (asking / "policies.yaml").write_text(ALLOW + ASKS.replace("tier: check", "tier: check\n  onError: allow") + CLOSED)
     async with RunningMesh(asking, state) as mesh:
-        control_plane = mesh.pid_of("peltast.cli.main control-plane")
-        os.kill(control_plane, signal.SIGSTOP)
+        check_service = mesh.pids_of("peltast.cli.check_worker")
+        send(check_service, signal.SIGSTOP)
         try:
             assert (await get("/open/asked/ada")).status == 200
             assert (await get("/open/asked/closed")).status == 403, "DENY holds"
             assert (await ask(CLIENT, EGRESS_PORT, "POST", "/open/asked/ada")).status == 403, "no ALLOW matches"
         finally:
-            os.kill(control_plane, signal.SIGCONT)
+            send(check_service, signal.SIGCONT)
         database = await mesh.connect()
 
         async def on_record() -> bool:
@@ -159,7 +165,7 @@ async def test_an_envoy_asks_over_grpc_about_requests_to_itself_only(asking: Pat
     async with RunningMesh(asking, state):
         svid = svid_for(state, SERVER_ID)
         credentials = channel_credentials((state / "ca" / "root.pem").read_bytes(), svid.chain_pem, svid.key_pem)
-        async with open_channel(f"127.0.0.1:{BASE_PORT + 2}", credentials) as channel:
+        async with open_channel(f"127.0.0.1:{BASE_PORT + 1}", credentials) as channel:
             check = channel.unary_unary(
                 "/envoy.service.auth.v3.Authorization/Check",
                 request_serializer=CheckRequest.SerializeToString,

@@ -19,6 +19,7 @@ from support.peer import context, svid_for
 from support.running import SERVER, SIDECAR_PORT, RunningMesh, eventually
 
 from peltast.authz._engine import Decision, Program, normalize_path
+from peltast.authz.check.documents import check_revision
 from peltast.authz.check.service import CheckService
 from peltast.authz.revision import compile_revision
 from peltast.policies.snapshot import load
@@ -232,7 +233,7 @@ async def test_generated_requests_are_decided_alike_in_both_mounts(folder: Path,
         answers = await through_envoy(cases, state, tmp_path)
         recorded = await eventually(lambda: on_record(mesh, len(cases)), "every request is on record")
     revision, service = compile_revision(load(read_folder(folder), "cluster.local", 1)), CheckService()
-    service.take(revision)
+    service.take(check_revision(revision))
     program = Program.load(revision.programs["shop/server"])
     outcomes: Counter[tuple[Any, ...]] = Counter()
     for case in cases:

@@ -21,6 +21,7 @@ from support.banker import GREETING
 from support.peer import TRUST_DOMAIN, context, svid_for
 from support.running import CLIENT, EGRESS_PORT, MESH, SERVER, SIDECAR_PORT, RunningMesh, eventually
 
+from peltast.authz.check.documents import check_revision
 from peltast.authz.check.service import CheckService
 from peltast.authz.revision import compile_revision
 from peltast.cli.demo.attackers import client_context, svid_of_another_authority, svid_with_two_names
@@ -136,7 +137,7 @@ def decided_in_python(folder: Path, row: dict[str, Any]) -> tuple[Any, ...]:
         "destination": {"principal": row["destination_principal"], "address": address(SERVER, SIDECAR_PORT)},
     }
     service = CheckService()
-    service.take(compile_revision(load(read_folder(folder), "cluster.local", 1)))
+    service.take(check_revision(compile_revision(load(read_folder(folder), "cluster.local", 1))))
     decision = service.decide(ParseDict({"attributes": attributes}, CheckRequest()))
     return ("allow" if decision.allowed else "deny", decision.reason, decision.policy, decision.rule)
 

@@ -40,6 +40,9 @@ URI = "jwtRules:\n- issuer: a\n  jwksUri: "
 CHOSEN_HEADER = "record:\n  headers:\n  - {name: "
 CHOSEN_CLAIM = "record:\n  claims:\n  - {name: "
 REGO = "entrypoint: data.a.b\nmodule: package a\n"
+BUNDLE = "entrypoint: data.a.b\nbundle: "
+POLLING = BUNDLE + "{url: 'https://x/', polling: %s}"
+SIGNING = BUNDLE + "{file: a, signing: %s}"
 
 REFUSED = [
     # kind, spec, line after the first of the spec, field, given, allowed
@@ -347,6 +350,58 @@ REFUSED = [
     ("RegoPolicy", REGO + "onError: ignore", 2, "onError", '"ignore" is given', "'deny' or 'allow'"),
     ("RegoPolicy", REGO + "data: {a: .nan}", 2, "data", "not finite", "JSON"),
     ("RegoPolicy", REGO + "data: {a: [.inf]}", 2, "data", "not finite", "JSON"),
+    ("RegoPolicy", BUNDLE + "{}", 1, "bundle", "no place is given", "one of file, oci and url"),
+    ("RegoPolicy", BUNDLE + "{file: a, url: b}", 1, "bundle", "file and url is given", "one of file, oci and url"),
+    ("RegoPolicy", BUNDLE + "{url: 'ftp://x/'}", 1, "bundle.url", "'ftp://x/' is given", "https or http"),
+    ("RegoPolicy", BUNDLE + "{url: 'https://a:b@x/'}", 1, "bundle.url", "is given", "without a user"),
+    ("RegoPolicy", BUNDLE + "{file: a, timeout: 1s}", 1, "bundle.timeout", "it is given", "for url"),
+    ("RegoPolicy", BUNDLE + "{file: a, polling: {}}", 1, "bundle.polling", "it is given", "for url"),
+    ("RegoPolicy", BUNDLE + "{url: 'https://x/', timeout: 61s}", 1, "bundle.timeout", "61s is given", "at most 60s"),
+    (
+        "RegoPolicy",
+        POLLING % "{minDelay: 5s, maxDelay: 4s}",
+        1,
+        "bundle.polling.minDelay",
+        "5s is given",
+        "at least 1s",
+    ),
+    ("RegoPolicy", POLLING % "{minDelay: 5ms}", 1, "bundle.polling.minDelay", "5ms is given", "at least 1s"),
+    (
+        "RegoPolicy",
+        POLLING % "{longPollingTimeout: 601s}",
+        1,
+        "bundle.polling.longPollingTimeout",
+        "601s",
+        "1s to 600s",
+    ),
+    ("RegoPolicy", SIGNING % "{}", 1, "bundle.signing.keys", "nothing is given", "required"),
+    ("RegoPolicy", SIGNING % "{keys: {k: secret}}", 1, "bundle.signing.keys.k", "a value that is not shown", "object"),
+    ("RegoPolicy", SIGNING % "{keys: {}}", 1, "bundle.signing.keys", "not shown", "at least 1"),
+    (
+        "RegoPolicy",
+        SIGNING % "{keys: {k: {algorithm: none, key: x}}}",
+        1,
+        "bundle.signing.keys.k.algorithm",
+        "none",
+        "'RS256', 'ES256' or 'HS256'",
+    ),
+    (
+        "RegoPolicy",
+        SIGNING % "{keys: {k: {algorithm: HS256, key: x}}}",
+        1,
+        "bundle.signing.keys.k.key",
+        "less than 32 bytes",
+        "32 bytes or more",
+    ),
+    ("RegoPolicy", SIGNING % "{keys: {k: {key: x}}}", 1, "bundle.signing.keys.k.key", "no public key in PEM", "RSA"),
+    (
+        "RegoPolicy",
+        SIGNING % "{keyid: b, keys: {k: {algorithm: HS256, key: xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx}}}",
+        1,
+        "bundle.signing.keyid",
+        "'b' is given",
+        "one of the keys is expected: k",
+    ),
     ("Service", "ports: [{port: 1, targetPort: 2}]", 0, "", "nothing is given", "required"),
     ("Service", "selector: {}\nports: [{port: 1, targetPort: 2}]", 0, "selector", "{} is given", "at least 1"),
     ("Service", PORTS + "port: 0\n  targetPort: 1", 2, "ports[0].port", "0 is given", "greater than or equal to 1"),

@@ -170,9 +170,13 @@ class RunningMesh:
 
     def pid_of(self, *words: str) -> int:
         """The one process of this mesh whose command line has all of `words`."""
-        found = [pid for pid in self.processes() if all(word in command_line(pid) for word in words)]
+        found = self.pids_of(*words)
         assert len(found) == 1, f"{words}: {[command_line(pid) for pid in found]}"
         return found[0]
+
+    def pids_of(self, *words: str) -> list[int]:
+        """The processes of this mesh whose command lines have all of `words`."""
+        return [pid for pid in self.processes() if all(word in command_line(pid) for word in words)]
 
     def processes(self) -> list[int]:
         """Every process below this mesh's own."""

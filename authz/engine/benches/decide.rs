@@ -7,7 +7,9 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
 
-use peltast_engine::{Connection, Decider, HeaderList, Http, KeySets, Program, Request, Revocations, Trust, Verdict};
+use peltast_engine::{
+    Connection, Decider, HeaderList, Http, KeySets, Program, Request, Revocations, Told, Trust, Verdict,
+};
 use serde::Deserialize;
 
 /// Rounds of which the fastest counts: whatever else runs on the machine makes the others slower.
@@ -87,6 +89,7 @@ impl Bench {
             scheme: b"https",
             protocol: b"HTTP/1.1",
             headers,
+            told: Told::All,
         };
         let request = Request { connection, http: Some(http) };
         let trust = Trust { keys: &self.keys, revocations: &self.revocations };

@@ -11,7 +11,7 @@ use serde::de::{self, Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::path;
-use crate::request::{Http, Request};
+use crate::request::{Http, Request, Told};
 use crate::token::Token;
 
 /// Something that a rule may look at.
@@ -142,6 +142,16 @@ impl Attribute {
                 | Self::ConnectionSni
         )
     }
+
+    /// Whether its values are known. Those of a token are wherever a decision is come to: see [`crate::Decider`].
+    fn is_told(&self, told: Told<'_>) -> bool {
+        match (told, self) {
+            (Told::All, _) => true,
+            (_, Self::RequestHeader(name)) => told.tells_header(name),
+            (_, Self::RequestScheme | Self::RequestProtocol) => false,
+            _ => !self.is_of_connections(),
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for Attribute {
@@ -165,9 +175,12 @@ pub struct Facts<'a> {
 }
 
 impl<'a> Facts<'a> {
-    /// Whether `attribute` is of HTTP requests, and this is a connection without them.
+    /// Whether `attribute` is of HTTP requests, and this is a connection without them; or it is unknown.
     pub fn lacks(&self, attribute: &Attribute) -> bool {
-        self.request.http.is_none() && !attribute.is_of_connections()
+        match self.request.http {
+            None => !attribute.is_of_connections(),
+            Some(http) => !attribute.is_told(http.told),
+        }
     }
 
     /// The HTTP part; empty where there is none.

@@ -13,7 +13,7 @@ use crate::index::Policies;
 use crate::pattern::Pattern;
 use crate::program::Program;
 use crate::rego::{Rego, Ruling};
-use crate::request::{Http, Request};
+use crate::request::{Http, Request, Told};
 use crate::shadow::Shadow;
 use crate::token::{Token, TokenCache, Trust, VerifiedHeaders};
 use crate::Hash;
@@ -207,6 +207,9 @@ impl Decider {
             return Ok(None);
         }
         let rules = &program.authentication;
+        if request.http.is_some_and(|http| !rules.are_told(http.told)) {
+            return Err(Reason::AttributeUnknown);
+        }
         let found = request.http.map_or(Ok(None), |http| rules.find(http.headers, http.path))?;
         match found {
             Some(found) => {
@@ -226,7 +229,9 @@ impl Decider {
         for custom in &program.custom {
             let Some(rule) = custom.policy.matching(facts) else { continue };
             let rego = &program.rego[custom.provider];
-            let ruling = if rego.tier == Tier::Check && !self.evaluates_check_tier {
+            let ruling = if rego.reads_unknown(facts) {
+                Err(Failure::Unknown)
+            } else if rego.tier == Tier::Check && !self.evaluates_check_tier {
                 asked = asked.or(Some(rego));
                 Err(Failure::Unanswered)
             } else {
@@ -249,9 +254,14 @@ fn write_key(program: &Program, facts: &Facts<'_>, key: &mut Vec<u8>) {
     for attribute in &program.attributes {
         facts.write_key(attribute, key);
     }
-    // Rules take a connection otherwise than a request that lacks the same values.
-    if facts.request.http.is_none() {
-        key.push(0);
+    // Rules take a connection, and what is unknown, otherwise than a request that lacks the same values.
+    match facts.request.http.map(|http| http.told) {
+        None => key.push(0),
+        Some(Told::All) => {}
+        Some(Told::Headers(names)) => {
+            key.push(1);
+            names.iter().for_each(|name| key.extend_from_slice(format!("{name},").as_bytes()));
+        }
     }
 }
 
@@ -278,6 +288,8 @@ impl<'p> Outcome<'p> {
 enum Failure {
     /// It failed; for people: how.
     Rego(String),
+    /// It reads what is not known of the request.
+    Unknown,
     /// Only the check service can say.
     Unanswered,
 }
@@ -318,6 +330,11 @@ impl State {
             Err(failure) => {
                 self.lifetime = Lifetime::Once;
                 let (reason, detail) = match failure {
+                    // No failure that passes: `onError: allow` would open for every such request.
+                    Failure::Unknown => {
+                        let denied = decided(Effect::Deny, Reason::AttributeUnknown);
+                        return Some(Decision { lifetime: Lifetime::Once, ..denied });
+                    }
                     Failure::Rego(detail) => (Reason::RegoFailed, Some(detail)),
                     Failure::Unanswered => (Reason::CheckUnreachable, None),
                 };

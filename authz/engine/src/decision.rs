@@ -73,6 +73,8 @@ reasons! {
     RegoFailed = "rego_failed",
     /// The check service could not be asked in time.
     CheckUnreachable = "check_unreachable",
+    /// A policy reads what the proxy that asks does not tell.
+    AttributeUnknown = "attribute_unknown",
     /// The token is not a JWS with JSON objects in it.
     TokenMalformed = "token_malformed",
     /// The token is over 16 KB.

@@ -120,6 +120,15 @@ pub enum Tier {
     Check,
 }
 
+impl std::fmt::Display for Tier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Sidecar => "sidecar",
+            Self::Check => "check",
+        })
+    }
+}
+
 /// What becomes of a request whose policy failed to answer.
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]

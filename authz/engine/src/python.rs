@@ -10,16 +10,19 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict};
 
 use crate::counters::{self, Counters};
+use crate::document::Tier;
 use crate::ratchet::{Key, Root};
 use crate::record::{self, Field, Fields, Kind, Position, Record, RecordError, State, Type};
-use crate::request::{EditRequest, HeaderList, Headers, Request};
+use crate::request::{EditRequest, HeaderList, Headers, Request, Told};
 use crate::start::Start;
 use crate::stored::{Fault, Suspect, Walk};
 use crate::tree::{self, Frontier, Node};
 use crate::{
-    Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Revocations, Source,
-    Trust, Verdict,
+    Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question,
+    Revocations, Source, Trust, Verdict,
 };
+
+mod rego;
 
 pyo3::create_exception!(_engine, LoadError, PyValueError, "A program that cannot be loaded.");
 
@@ -61,6 +64,11 @@ impl PyProgram {
     #[getter]
     fn attributes(&self) -> Vec<String> {
         self.0.attributes().iter().map(ToString::to_string).collect()
+    }
+
+    #[getter]
+    fn has_check_tier(&self) -> bool {
+        self.0.rego_policies().any(|(_, tier)| tier == Tier::Check)
     }
 }
 
@@ -111,6 +119,8 @@ struct PyRequest {
     scheme: Vec<u8>,
     protocol: Vec<u8>,
     headers: HeaderList,
+    /// The headers that are known, where not all of the request is.
+    told: Option<Vec<String>>,
 }
 
 #[pymethods]
@@ -118,7 +128,7 @@ impl PyRequest {
     #[new]
     #[pyo3(signature = (*, method=None, host=String::new(), path=String::new(), scheme=String::new(),
                         protocol=String::new(), headers=Vec::new(), source_principal=None, source_ip=None,
-                        source_port=0, destination_ip=None, destination_port=0, sni=None))]
+                        source_port=0, destination_ip=None, destination_port=0, sni=None, told=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python class
     fn new(
         method: Option<String>,
@@ -133,6 +143,7 @@ impl PyRequest {
         destination_ip: Option<&str>,
         destination_port: u16,
         sni: Option<String>,
+        told: Option<Vec<String>>,
     ) -> PyResult<Self> {
         let ip = |text: Option<&str>| text.map(|text| text.parse().map_err(refused)).transpose();
         let header = |(name, value): (String, String)| (name.to_ascii_lowercase().into_bytes(), value.into_bytes());
@@ -149,6 +160,7 @@ impl PyRequest {
             scheme: scheme.into_bytes(),
             protocol: protocol.into_bytes(),
             headers: HeaderList(headers.into_iter().map(header).collect()),
+            told: told.map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect()),
         })
     }
 }
@@ -171,6 +183,7 @@ impl PyRequest {
                 scheme: &self.scheme,
                 protocol: &self.protocol,
                 headers: &self.headers,
+                told: self.told.as_deref().map_or(Told::All, Told::Headers),
             }),
         })
     }
@@ -297,6 +310,59 @@ impl PyDecider {
             Verdict::Decided(answer) => PyDecision::of(py, answer, &program.0, request),
             Verdict::Ask(_) => Err(refused("a check service has nobody to ask")),
         }
+    }
+}
+
+/// Decides what needs no evaluation of the check tier; all else is a question.
+#[pyclass(name = "LocalDecider")]
+struct PyLocalDecider(Decider);
+
+#[pymethods]
+impl PyLocalDecider {
+    #[new]
+    fn new() -> Self {
+        Self(Decider::for_sidecar())
+    }
+
+    fn decide(
+        &mut self,
+        py: Python<'_>,
+        program: &PyProgram,
+        keys: &PyKeySets,
+        revocations: &PyRevocations,
+        request: &PyRequest,
+        now_ms: u64,
+    ) -> PyResult<Py<PyAny>> {
+        let trust = Trust { keys: &keys.0, revocations: &revocations.0 };
+        match request.with(|request| self.0.decide(&program.0, &trust, request, now_ms)) {
+            Verdict::Decided(answer) => Ok(Py::new(py, PyDecision::of(py, answer, &program.0, request)?)?.into_any()),
+            Verdict::Ask(question) => Ok(Py::new(py, PyQuestion(question))?.into_any()),
+        }
+    }
+}
+
+/// What only an evaluation of the check tier can answer.
+#[pyclass(name = "Question", frozen)]
+struct PyQuestion(Question);
+
+#[pymethods]
+impl PyQuestion {
+    #[getter]
+    fn timeout_ms(&self) -> u32 {
+        self.0.timeout_ms
+    }
+
+    /// The decision about `request`, by `program`, where there is no answer.
+    fn unanswered(
+        &self,
+        py: Python<'_>,
+        program: &PyProgram,
+        request: &PyRequest,
+        detail: String,
+    ) -> PyResult<PyDecision> {
+        let decision = Arc::new(self.0.unanswered(detail));
+        let answer = Answer { decision, cached: false, token: self.0.token.clone() };
+        PyDecision::of(py, answer, &program.0, request)
     }
 }
 
@@ -703,10 +769,12 @@ fn normalize_path<'py>(py: Python<'py>, program: &PyProgram, path_and_query: &[u
 #[pymodule]
 mod _engine {
     #[pymodule_export]
+    use super::rego::{PyRegoQuery, QueryError, QueryRefused};
+    #[pymodule_export]
     use super::{
         document_hash, first_link, follow_frames, grow_tree, leaf_hash, leaf_hashes, next_link, normalize_path,
         read_counters, read_record, scan_frames, skip_frames, tree_root, verify_frames, LoadError, PyDecider,
-        PyDecision, PyKeySets, PyProgram, PyRecord, PyRecordKey, PyRequest, PyRevocations, PySpoolStart, PySpoolUsage,
-        PySpoolWriter, PyWalk,
+        PyDecision, PyKeySets, PyLocalDecider, PyProgram, PyQuestion, PyRecord, PyRecordKey, PyRequest, PyRevocations,
+        PySpoolStart, PySpoolUsage, PySpoolWriter, PyWalk,
     };
 }

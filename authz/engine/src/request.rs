@@ -43,12 +43,42 @@ pub struct Http<'a> {
     pub protocol: &'a [u8],
     /// All other headers.
     pub headers: &'a dyn Headers,
+    /// What is known of it.
+    pub told: Told<'a>,
+}
+
+/// What of a request is known to the mount. What is not is *unknown*: not the same as absent.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Told<'a> {
+    /// All of it, and of its connection.
+    #[default]
+    All,
+    /// Its method, host and path, and these headers (in lower case): all that a proxy tells that asks by plain HTTP.
+    Headers(&'a [String]),
+}
+
+impl Told<'_> {
+    /// Whether the header `name` (lower case) is known, be it there or not.
+    pub fn tells_header(self, name: &str) -> bool {
+        let is_told = |names: &[String]| names.iter().any(|told| told == name);
+        match self {
+            Self::All => true,
+            Self::Headers(names) => matches!(name, ":method" | ":path" | ":authority" | "host") || is_told(names),
+        }
+    }
 }
 
 impl Http<'static> {
     /// Nothing at all.
-    pub(crate) const EMPTY: Self =
-        Self { method: b"", host: b"", path: b"", scheme: b"", protocol: b"", headers: &HeaderList(Vec::new()) };
+    pub(crate) const EMPTY: Self = Self {
+        method: b"",
+        host: b"",
+        path: b"",
+        scheme: b"",
+        protocol: b"",
+        headers: &HeaderList(Vec::new()),
+        told: Told::All,
+    };
 }
 
 /// One request on one connection, or a connection that carries other than HTTP.

@@ -5,7 +5,9 @@ use std::sync::{Arc, OnceLock};
 use serde_json::{json, Value};
 
 use crate::document::Authentication;
-use crate::{Answer, Connection, Decider, HeaderList, Http, KeySets, Program, Request, Revocations, Trust, Verdict};
+use crate::{
+    Answer, Connection, Decider, HeaderList, Http, KeySets, Program, Request, Revocations, Told, Trust, Verdict,
+};
 
 /// A moment, in milliseconds since 1970.
 pub(crate) const NOW: u64 = 1_700_000_000_000;
@@ -172,6 +174,7 @@ impl Sample {
                 scheme: b"https",
                 protocol: b"HTTP/1.1",
                 headers: &headers,
+                told: Told::All,
             }),
         })
     }

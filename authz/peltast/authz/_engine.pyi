@@ -17,6 +17,22 @@ class Program:
     def principal(self) -> str: ...
     @property
     def attributes(self) -> list[str]: ...
+    @property
+    def has_check_tier(self) -> bool: ...
+
+class QueryError(ValueError):
+    """A query whose evaluation failed, or that is refused."""
+
+class QueryRefused(QueryError):
+    """A query, or modules, that the tier does not admit."""
+
+@final
+class RegoQuery:
+    """Modules and data that are asked queries, as a tier has them; without one as regorus has them by itself."""
+
+    @staticmethod
+    def load(tier: str | None, modules: Mapping[str, str], data: str = "{}", *, strict: bool = False) -> RegoQuery: ...
+    def evaluate(self, query: str, *, input: str | None = None, input_term: str | None = None) -> str: ...  # noqa: A002 - as OPA calls it
 
 @final
 class KeySets:
@@ -51,7 +67,9 @@ class Request:
         destination_ip: str | None = None,
         destination_port: int = 0,
         sni: str | None = None,
-    ) -> None: ...
+        told: Sequence[str] | None = None,
+    ) -> None:
+        """`told` names the headers that are known, where nothing else is but method, host and path."""
 
 @final
 class Decision:
@@ -96,6 +114,22 @@ class Decider:
     def decide(
         self, program: Program, keys: KeySets, revocations: Revocations, request: Request, now_ms: int
     ) -> Decision: ...
+
+@final
+class LocalDecider:
+    """Decides what needs no evaluation of the check tier."""
+
+    def __init__(self) -> None: ...
+    def decide(
+        self, program: Program, keys: KeySets, revocations: Revocations, request: Request, now_ms: int
+    ) -> Decision | Question: ...
+
+@final
+class Question:
+    @property
+    def timeout_ms(self) -> int: ...
+    def unanswered(self, program: Program, request: Request, detail: str) -> Decision:
+        """The decision about `request`, where there is no answer: as `onError` and all other policies say."""
 
 @final
 class Record:

@@ -101,7 +101,7 @@ def _problem(revision: Revision, name: str, refusal: Mapping[str, Any]) -> Probl
     source = revision.snapshot.rego[name]
     document, file, line = source.resource.document, refusal.get("file", ""), refusal.get("line", 0)
     allowed = "see docs/rego.md for what the sidecar tier admits"
-    if file in source.modules and file.endswith(".rego"):
+    if file in source.all_modules and file.endswith(".rego"):
         return Problem(file, line, "", refusal["reason"], allowed)
     field = "spec.module" if source.resource.spec.module is not None else "spec"
     # An inline module begins on the line after its `module: |`.

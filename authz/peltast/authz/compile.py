@@ -13,6 +13,7 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from peltast.authz.canonical import canonical
 from peltast.policies.kinds.audit import AuditPolicySpec, Chosen, Detail, OnSpoolFull, Record, Treatment, claim_path
 from peltast.policies.kinds.authorization import (
     Action,
@@ -26,7 +27,8 @@ from peltast.policies.kinds.authorization import (
 from peltast.policies.kinds.mesh import MeshConfigSpec, Normalization
 from peltast.policies.kinds.request_authentication import JwtRule, RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Resource
-from peltast.policies.snapshot import RegoSource, Snapshot, Workload, provider_name
+from peltast.policies.rego_sources import RegoSource
+from peltast.policies.snapshot import Snapshot, Workload, provider_name
 
 __all__ = ["KeySource", "compile_keys", "compile_program", "compile_rego"]
 
@@ -148,11 +150,6 @@ def compile_rego(source: RegoSource) -> bytes:
     return canonical({"schema": SCHEMA, "workload": nobody, "authentication": [], "rego": rego, "policies": []})
 
 
-def canonical(document: Json) -> bytes:
-    """JSON with one way to write it."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
 # Tokens ---------------------------------------------------------------------------------------------------------------
 
 
@@ -226,12 +223,12 @@ def providers(policies: Iterable[Resource[AuthorizationPolicySpec]]) -> list[str
 
 
 def rego_policy(source: RegoSource) -> Json:
-    """One Rego policy with its modules and data."""
+    """One Rego policy with its modules and data, those of its bundle among them."""
     spec = source.resource.spec
     return {
         "name": source.resource.full_name,
-        "modules": dict(source.modules),
-        "data": dict(source.data),
+        "modules": dict(source.all_modules),
+        "data": dict(source.all_data),
         "entrypoint": spec.entrypoint,
         "tier": spec.tier.value,
         "on_error": spec.on_error.value,

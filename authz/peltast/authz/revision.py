@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from peltast.authz._engine import KeySets
+from peltast.authz.canonical import canonical
 from peltast.authz.compile import (
     Json,
     KeySource,
-    canonical,
     compile_keys,
     compile_program,
     compile_rego,

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from peltast.authz._engine import Revocations as EngineRevocations
-from peltast.authz.compile import canonical
+from peltast.authz.canonical import canonical
 
 __all__ = ["NO_REVOCATIONS", "InvalidRevocation", "Revocation", "RevocationList"]
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import random
-import ssl
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,17 +14,13 @@ from typing import Annotated, Any
 import grpc
 import structlog
 import typer
-from cryptography import x509
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
 from spiffe import SpiffeId, TrustDomain
 
 from peltast.audit.collector.keys import load_or_create_keys
 from peltast.audit.shipper import Shipper
 from peltast.authz.admission import RegoAdmission
-from peltast.authz.check.grpc import NAME as AUTHORIZATION
-from peltast.authz.check.grpc import authorization_methods
-from peltast.authz.check.http import serve_http
-from peltast.authz.check.service import CheckService
+from peltast.authz.bundle_fetcher import BundleFetcher, BundleStatus
 from peltast.authz.key_fetcher import KeyFetcher, KeyStatus
 from peltast.authz.revision import Revision, compile_revision
 from peltast.authz.revocation_service import NAME as REVOCATIONS
@@ -32,10 +28,17 @@ from peltast.authz.revocation_service import revocation_methods
 from peltast.authz.revocations import NO_REVOCATIONS, Revocation, RevocationList
 from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.changes import ChangeLog
+from peltast.cli.check_workers import CheckWorkers
 from peltast.cli.console import log_to_stderr, run_until_stopped
 from peltast.cli.operator_acts import operator_acts_handler
 from peltast.cli.options import BasePort, State, TrustDomainOption
-from peltast.cli.settings import DEFAULT_BASE_PORT, DEFAULT_TRUST_DOMAIN, LOOPBACK, ControlSettings
+from peltast.cli.settings import (
+    DEFAULT_BASE_PORT,
+    DEFAULT_CHECK_WORKERS,
+    DEFAULT_TRUST_DOMAIN,
+    LOOPBACK,
+    ControlSettings,
+)
 from peltast.cli.starts import Starter
 from peltast.identity.acts import Act
 from peltast.identity.attest.join_token import JoinTokens
@@ -43,10 +46,9 @@ from peltast.identity.attest.service import join_token_handler
 from peltast.identity.ca.authority import issue
 from peltast.identity.ca.service import CertificateService
 from peltast.identity.ca.store import load_or_create
-from peltast.identity.certificates import pem, spiffe_id_of
+from peltast.identity.certificates import pem
 from peltast.identity.files import make_private_folder, write_private
 from peltast.identity.rpc import (
-    caller,
     channel_credentials,
     generic_handler,
     open_channel,
@@ -55,6 +57,7 @@ from peltast.identity.rpc import (
 )
 from peltast.identity.svid import Svid, new_key_and_csr, rotation_time, save_svid
 from peltast.policies.problems import InvalidConfiguration
+from peltast.policies.rego_sources import BundleLocation
 from peltast.policies.snapshot import load
 from peltast.policies.sources.folder import Files, watch_folder
 from peltast.proxy.xds.compile import Surroundings
@@ -74,13 +77,16 @@ def control_plane(
     config: Annotated[Path, typer.Option(help="Folder of YAML and Rego.", exists=True, file_okay=False)],
     trust_domain: TrustDomainOption = DEFAULT_TRUST_DOMAIN,
     base_port: BasePort = DEFAULT_BASE_PORT,
+    check_workers: Annotated[int, typer.Option(help="Processes of the check service.", min=1, max=64)] = (
+        DEFAULT_CHECK_WORKERS
+    ),
 ) -> None:
     """Configuration, certificate authority, discovery (ADS) and check service."""
     log_to_stderr()
     settings = ControlSettings(state, trust_domain, base_port)
 
     async def run() -> None:
-        await ControlPlane(settings, config).run()
+        await ControlPlane(settings, config, check_workers).run()
 
     run_until_stopped(run())
 
@@ -88,7 +94,7 @@ def control_plane(
 class ControlPlane:
     """Wires the planes into one process."""
 
-    def __init__(self, settings: ControlSettings, configuration: Path) -> None:
+    def __init__(self, settings: ControlSettings, configuration: Path, check_workers: int) -> None:
         self._settings = settings
         self._configuration = configuration
         now = datetime.now(UTC)
@@ -105,25 +111,24 @@ class ControlPlane:
         self._changes = ChangeLog(configuration, settings.state / "control" / "configuration.json", self._acts.report)
         self._tokens = JoinTokens()
         self._revision: Revision | None = None
+        self._bundles_changed = asyncio.Event()
         self._revoked = NO_REVOCATIONS
         self._revocations = self._load_revocations()
-        self._check = CheckService()
+        self._check = CheckWorkers(settings, check_workers)
         self._discovery = DiscoveryService(self._surroundings, self._report_status, self._report_live)
         self._certificates = CertificateService(self._authority, self._tokens, self._is_registered, self._acts.report)
 
     async def run(self) -> None:
         """Runs for ever."""
-        tls = self._check_tls()
-        check = await serve_http(self._check, LOOPBACK, self._settings.ports.check, tls, _caller_of)
         servers = [await self._serve_join(), await self._serve_mtls(), await self._serve_operators()]
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_configuration())
                 group.create_task(self._shipper.run())
                 group.create_task(self._acts.beat())
-                group.create_task(self._rotate(tls))
+                group.create_task(self._rotate())
         finally:
-            check.close()
+            await self._check.stop()
             for server in servers:
                 await server.stop(grace=None)
             self._acts.close()
@@ -132,28 +137,61 @@ class ControlPlane:
 
     async def _follow_configuration(self) -> None:
         number = 0
-        async with RegoAdmission() as admission, self._key_fetcher() as keys:
-            async for files in watch_folder(self._configuration):
+        async with RegoAdmission() as admission, self._bundle_fetcher() as bundles, self._key_fetcher() as keys:
+            async for files in self._configurations():
                 number += 1
                 try:
-                    await self._take(files, number, admission, keys)
+                    await self._take(files, number, admission, bundles, keys)
                 except InvalidConfiguration as invalid:
                     self._note(Act("", "configuration.refuse", str(number), allowed=False, detail=str(invalid)))
 
+    async def _configurations(self) -> AsyncIterator[Files | InvalidConfiguration]:
+        """The folder's files: now, after every change of them, and when a bundle that was fetched is another."""
+        watched = watch_folder(self._configuration)
+        files = await anext(watched)
+        while True:
+            yield files
+            change = asyncio.ensure_future(anext(watched))
+            try:
+                while await self._bundle_changes_before(change):
+                    yield files
+                files = await change
+            finally:
+                change.cancel()
+
+    async def _bundle_changes_before(self, change: asyncio.Future[Any]) -> bool:
+        """Waits for either; tells whether it was a bundle."""
+        bundle = asyncio.ensure_future(self._bundles_changed.wait())
+        await asyncio.wait((change, bundle), return_when=asyncio.FIRST_COMPLETED)
+        bundle.cancel()
+        self._bundles_changed.clear()
+        return not change.done()
+
     async def _take(
-        self, files: Files | InvalidConfiguration, number: int, admission: RegoAdmission, keys: KeyFetcher
+        self,
+        files: Files | InvalidConfiguration,
+        number: int,
+        admission: RegoAdmission,
+        bundles: BundleFetcher,
+        keys: KeyFetcher,
     ) -> None:
         """Puts a configuration in force, if all of it is sound; else the last good one stays."""
         if isinstance(files, InvalidConfiguration):
             raise files
         snapshot = load(files, self._settings.trust_domain, number)
+        await bundles.follow(snapshot.bundle_locations)
+        self._bundles_changed.clear()
+        snapshot = snapshot.with_bundles(bundles.found())
         if self._revision is not None and snapshot.version == self._revision.snapshot.version:
             return
         revision = compile_revision(snapshot)
         await admission.check(revision)
         await keys.follow(revision.key_sources)
         self._changes.take(snapshot)
-        self._put_in_force(revision.with_keys(keys.in_force()))
+        self._revision = replace(revision.with_keys(keys.in_force()), revocations=self._revoked)
+        self._check.take(self._revision)
+        await self._check.ready()  # sidecars will ask by the programs that they are sent
+        self._discovery.take(self._revision)
         self._note(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
 
     def _put_in_force(self, revision: Revision) -> None:
@@ -213,6 +251,38 @@ class ControlPlane:
         action = "keys.take" if error is None else "keys.refuse"
         self._note(Act("", action, f"{source.issuer} {source.uri}", allowed=error is None, detail=error or ""))
 
+    def _bundle_fetcher(self) -> BundleFetcher:
+        return BundleFetcher(
+            kept=self._kept_bundle,
+            changed=self._bundles_changed.set,
+            report=self._report_bundle,
+            save=self._keep_bundle,
+        )
+
+    def _bundle_file(self, location: BundleLocation) -> Path:
+        name = hashlib.sha256(f"{location.policy} {location.url}".encode()).hexdigest()
+        return self._settings.state / "control" / "bundles" / f"{name}.tar.gz"
+
+    def _kept_bundle(self, location: BundleLocation) -> bytes | None:
+        file = self._bundle_file(location)
+        return file.read_bytes() if file.exists() else None
+
+    def _keep_bundle(self, location: BundleLocation, archive: bytes) -> None:
+        try:
+            file = self._bundle_file(location)
+            make_private_folder(file.parent)
+            write_private(file, archive)
+        except OSError as error:
+            log.exception("fetched bundle not kept", url=location.url, error=str(error))
+
+    def _report_bundle(self, status: BundleStatus) -> None:
+        location, error = status.location, status.error
+        event = "bundle fetched" if error is None else "bundle refused"
+        log.info(event, policy=location.policy, url=location.url, revision=status.revision, error=error)
+        action = "bundle.take" if error is None else "bundle.refuse"
+        detail = f"revision {status.revision}" if error is None else error
+        self._note(Act("", action, f"{location.policy} {location.url}", allowed=error is None, detail=detail))
+
     def _is_registered(self, spiffe_id: SpiffeId) -> bool:
         workloads = self._revision.snapshot.workloads.values() if self._revision else ()
         collector = self._settings.control_principal("collector")
@@ -249,27 +319,18 @@ class ControlPlane:
     def _svid_folder(self) -> Path:
         return self._settings.state / "control"
 
-    async def _rotate(self, tls: ssl.SSLContext) -> None:
+    async def _rotate(self) -> None:
         while True:
             due = rotation_time(self._svid, random.random())  # noqa: S311 - spreads load, hides nothing
             await asyncio.sleep(max(0.0, (due - datetime.now(UTC)).total_seconds()))
             self._svid = self._own_svid(datetime.now(UTC))
-            tls.load_cert_chain(self._svid_folder / "svid.pem")
+            self._check.renew_identity()
 
     def _collector_channel(self) -> grpc.aio.Channel:
         credentials = channel_credentials(self._roots, self._svid.chain_pem, self._svid.key_pem)
         return open_channel(self._settings.address(self._settings.ports.collector), credentials)
 
     # Servers --------------------------------------------------------------------------------------------------------
-
-    def _check_tls(self) -> ssl.SSLContext:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(cadata=self._roots.decode())
-        context.load_cert_chain(self._svid_folder / "svid.pem")
-        context.num_tickets = 0  # no resumption: it would carry an SVID past its end
-        return context
 
     async def _serve_join(self) -> grpc.aio.Server:
         return await self._serve(self._settings.ports.join, [self._certificates.for_join_port()], require_client=False)
@@ -279,7 +340,6 @@ class ControlPlane:
         handlers = [
             self._certificates.for_mtls_port(),
             generic_handler(AGGREGATED_DISCOVERY, streams={"DeltaAggregatedResources": stream}),
-            generic_handler(AUTHORIZATION, authorization_methods(self._check, caller)),
         ]
         return await self._serve(self._settings.ports.mtls, handlers, require_client=True)
 
@@ -307,7 +367,3 @@ class ControlPlane:
         await server.start()
         self._settings.operator_socket.chmod(0o600)
         return server
-
-
-def _caller_of(certificate: bytes) -> SpiffeId:
-    return spiffe_id_of(x509.load_der_x509_certificate(certificate))

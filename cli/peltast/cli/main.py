@@ -21,6 +21,7 @@ _MODULES = {
     "proxy": "peltast.cli.proxy",
     "token": "peltast.cli.token",
     "audit": "peltast.cli.audit.commands",
+    "quota": "peltast.cli.quota",
     "control-plane": "peltast.cli.control_plane",
     "collector": "peltast.cli.collector",
     "agent": "peltast.cli.agent",

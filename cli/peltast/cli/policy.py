@@ -12,6 +12,7 @@ from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
 from google.protobuf.json_format import Parse, ParseError
 
 from peltast.authz._engine import Decision
+from peltast.authz.check.documents import check_revision
 from peltast.authz.check.service import CheckService, UnknownDestination
 from peltast.authz.key_fetcher import KeyFetcher, KeyStatus
 from peltast.authz.revision import Revision
@@ -51,7 +52,7 @@ def decide(
         print_problems(invalid)
         raise typer.Exit(1) from None
     service = CheckService()
-    service.take(revision)
+    service.take(check_revision(revision))
     if not _decide_lines(service, requests):
         raise typer.Exit(1)
 

@@ -12,6 +12,7 @@ from peltast.identity.files import make_private_folder
 
 __all__ = [
     "DEFAULT_BASE_PORT",
+    "DEFAULT_CHECK_WORKERS",
     "DEFAULT_CONCURRENCY",
     "DEFAULT_SPOOL_BYTES",
     "DEFAULT_TRUST_DOMAIN",
@@ -25,6 +26,7 @@ __all__ = [
 DEFAULT_TRUST_DOMAIN = "cluster.local"
 DEFAULT_BASE_PORT = 15010
 DEFAULT_CONCURRENCY = 2
+DEFAULT_CHECK_WORKERS = 2
 DEFAULT_SPOOL_BYTES = 256 * 1024 * 1024
 
 JOIN_TOKEN_VARIABLE = "PELTAST_JOIN_TOKEN"  # noqa: S105 - a name
@@ -37,14 +39,14 @@ _LONGEST_SOCKET_NAME = len("/agents/0123456789abcdef/agent.sock")
 
 @dataclass(frozen=True)
 class Ports:
-    """The control plane's ports, one after the other; the second is where istiod has its own."""
+    """The control plane's ports, one after the other; the third is where istiod has its own."""
 
     base: int
 
     @property
     def all(self) -> tuple[int, ...]:
         """Every one of them."""
-        return self.join, self.mtls, self.check, self.collector
+        return self.join, self.ext_authz, self.mtls, self.check, self.collector
 
     @property
     def join(self) -> int:
@@ -52,13 +54,18 @@ class Ports:
         return self.base
 
     @property
+    def ext_authz(self) -> int:
+        """Mutual TLS: ext_authz over gRPC."""
+        return self.base + 1
+
+    @property
     def mtls(self) -> int:
-        """Mutual TLS: ADS, SVIDs, ext_authz over gRPC."""
+        """Mutual TLS: ADS, SVIDs."""
         return self.base + 2
 
     @property
     def check(self) -> int:
-        """Mutual TLS: the sidecars' callout."""
+        """Mutual TLS: the sidecars' callout, ext_authz over HTTP."""
         return self.base + 3
 
     @property

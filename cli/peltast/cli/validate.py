@@ -10,6 +10,7 @@ from pathlib import Path
 import typer
 
 from peltast.authz.admission import RegoAdmission
+from peltast.authz.bundle_fetcher import fetch_bundles
 from peltast.authz.revision import Revision, compile_revision
 from peltast.cli.console import Output, out, print_json, print_problems
 from peltast.cli.options import Configuration, OutputOption, TrustDomainOption
@@ -48,10 +49,13 @@ def validate(
 async def admitted_revision(configuration: Path, trust_domain: str) -> Revision:
     """The revision that `configuration` compiles to, its Rego checked as it would be before it is put in force.
 
+    Bundles are fetched.
+
     Raises:
         InvalidConfiguration: see there.
     """
-    revision = compile_revision(load(read_folder(configuration), trust_domain, 1))
+    snapshot = await fetch_bundles(load(read_folder(configuration), trust_domain, 1))
+    revision = compile_revision(snapshot)
     async with RegoAdmission() as admission:
         await admission.check(revision)
     return revision

@@ -15,6 +15,7 @@ import yaml
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Resource, Spec
 from peltast.policies.snapshot import Snapshot
+from peltast.policies.sources.bundle import Bundle
 
 __all__ = ["Change", "Rendered", "changes", "rendered"]
 
@@ -98,14 +99,36 @@ def _files(resource: Resource[Spec], snapshot: Snapshot) -> Iterator[tuple[str, 
     for file in resource.spec.files:
         name = (PurePosixPath(resource.document.file).parent / file).as_posix()
         yield name, source.modules.get(name, data)  # what is no module is data, and all of it is one document
+    if source.bundle is not None:
+        yield source.place, _listing(source.bundle)
+
+
+def _listing(bundle: Bundle) -> str:
+    """What a bundle holds, file by file; its data are one."""
+    hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in bundle.modules.items()}
+    data = hashlib.sha256(json.dumps(bundle.data, sort_keys=True).encode()).hexdigest()
+    lines = [f"{digest} {name}" for name, digest in sorted(hashes.items())]
+    return "\n".join([f"revision {bundle.revision!r}", *lines, f"{data} data"])
 
 
 def _shown(kind: str, document: dict[str, Any]) -> dict[str, Any]:
+    if kind == "RegoPolicy":
+        return _without_signing_keys(document)
     hidden = HIDDEN.get(kind)
     if hidden is None or not document["spec"].get(hidden):
         return document
     values = dict.fromkeys(document["spec"][hidden], "(not shown)")
     return {**document, "spec": {**document["spec"], hidden: values}}
+
+
+def _without_signing_keys(document: dict[str, Any]) -> dict[str, Any]:
+    """The secret of HS256 signs, too."""
+    bundle = document["spec"].get("bundle") or {}
+    signing = bundle.get("signing")
+    if not signing:
+        return document
+    keys = {name: {**key, "key": "(not shown)"} for name, key in signing["keys"].items()}
+    return {**document, "spec": {**document["spec"], "bundle": {**bundle, "signing": {**signing, "keys": keys}}}}
 
 
 class _Dumper(yaml.CSafeDumper):

@@ -7,7 +7,7 @@ import ipaddress
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import Any, TypeVar
@@ -31,23 +31,21 @@ from peltast.policies.kinds.workload import (
 )
 from peltast.policies.peer_authentication import PeerAuthentications
 from peltast.policies.problems import InvalidConfiguration, Problem
+from peltast.policies.rego_sources import BundleLocation, RegoSource, bundle_folder, local_bundle
+from peltast.policies.sources.bundle import Bundle
 from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.json_text import read_json
 
-__all__ = ["RegoSource", "Route", "Snapshot", "Workload", "load"]
+__all__ = ["Route", "Snapshot", "Workload", "load"]
+
+_BUNDLE_DATA = ("data.yaml", "data.yml")
+"""What is no resource in a folder that is a bundle."""
+
+_BUNDLE = "an OPA bundle is expected, see docs/rego.md"
 
 S = TypeVar("S", bound=Spec)
 P = TypeVar("P", AuditPolicySpec, AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
-
-
-@dataclass(frozen=True)
-class RegoSource:
-    """A RegoPolicy with the content of its files."""
-
-    resource: Resource[RegoPolicySpec]
-    modules: Mapping[str, str]
-    data: Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ class Snapshot:
             ]
             for resource in self.resources
         ]
-        rego = {name: [dict(source.modules), dict(source.data)] for name, source in self.rego.items()}
+        rego = {name: [dict(source.all_modules), dict(source.all_data)] for name, source in self.rego.items()}
         text = json.dumps([self.trust_domain, content, rego], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -148,6 +146,24 @@ class Snapshot:
     def trust_domains(self) -> tuple[str, ...]:
         """The mesh's trust domain, then its aliases."""
         return tuple(dict.fromkeys((self.trust_domain, *self.mesh.trust_domain_aliases)))
+
+    @property
+    def bundle_locations(self) -> frozenset[BundleLocation]:
+        """Where bundles are to be fetched from."""
+        locations = (source.location for source in self.rego.values())
+        return frozenset(location for location in locations if location is not None)
+
+    def with_bundles(self, fetched: Mapping[BundleLocation, Bundle | str]) -> Snapshot:
+        """The same snapshot with the bundles that were fetched, or why one was not.
+
+        Raises:
+            InvalidConfiguration: one was not, or does not go together with what its policy says itself.
+        """
+        problems: list[Problem] = []
+        rego = {name: _with_bundle(source, fetched, problems) for name, source in self.rego.items()}
+        if problems:
+            raise InvalidConfiguration(problems)
+        return replace(self, rego=rego)
 
     def applying_to(self, workload: Workload, spec: type[P]) -> Iterator[Resource[P]]:
         """The policies of one kind that are for `workload`, in order of their names."""
@@ -203,6 +219,19 @@ def load(files: Files, trust_domain: str, number: int) -> Snapshot:
     return snapshot
 
 
+def _with_bundle(
+    source: RegoSource, fetched: Mapping[BundleLocation, Bundle | str], problems: list[Problem]
+) -> RegoSource:
+    if source.location is None:
+        return source
+    found = fetched.get(source.location, "it was not fetched yet")
+    complete = replace(source, bundle=found) if isinstance(found, Bundle) else source
+    wrong = found if isinstance(found, str) else complete.conflict()
+    if wrong is not None:
+        problems.append(source.resource.problem(("spec", "bundle", "url"), f"{source.place}: {wrong}", _BUNDLE))
+    return complete
+
+
 def mesh_settings(resources: Iterable[Resource[Spec]]) -> MeshConfigSpec:
     """What the one MeshConfig says; the defaults where there is none."""
     specs = (resource.spec for resource in resources if isinstance(resource.spec, MeshConfigSpec))
@@ -223,16 +252,26 @@ def _connection_problems(snapshot: Snapshot) -> list[Problem]:
 def _read_resources(files: Files) -> tuple[list[Resource[Spec]], list[Problem]]:
     resources: list[Resource[Spec]] = []
     problems: list[Problem] = []
+    later = [name for name in files if PurePosixPath(name).name in _BUNDLE_DATA]
     for name, content in files.items():
-        for document in parse(name, content) if name.endswith((".yaml", ".yml")) else ():
-            if isinstance(document, Problem):
-                problems.append(document)
-            elif document.value is not None:  # else there is nothing between two `---`
-                try:
-                    resources.append(read_resource(document))
-                except InvalidConfiguration as invalid:
-                    problems += invalid.problems
+        if name.endswith((".yaml", ".yml")) and name not in later:
+            _read_file(name, content, resources, problems)
+    bundles = {bundle_folder(each) for each in resources if isinstance(each.spec, RegoPolicySpec)}  # type: ignore[arg-type]
+    for name in later:
+        if bundles.isdisjoint(PurePosixPath(name).parents):
+            _read_file(name, files[name], resources, problems)
     return resources, problems
+
+
+def _read_file(name: str, content: bytes, resources: list[Resource[Spec]], problems: list[Problem]) -> None:
+    for document in parse(name, content):
+        if isinstance(document, Problem):
+            problems.append(document)
+        elif document.value is not None:  # else there is nothing between two `---`
+            try:
+                resources.append(read_resource(document))
+            except InvalidConfiguration as invalid:
+                problems += invalid.problems
 
 
 def _duplicates(resources: Iterable[Resource[Spec]]) -> list[Problem]:
@@ -290,7 +329,21 @@ class _Linker:
                 self.refuse(
                     resource, ("files", index), f"{file}: {error}", "Rego or a JSON object in UTF-8 is expected"
                 )
-        return RegoSource(resource, modules, data)
+        return self.with_local_bundle(RegoSource(resource, modules, data))
+
+    def with_local_bundle(self, source: RegoSource) -> RegoSource:
+        bundle = source.resource.spec.bundle
+        if bundle is None or bundle.url is not None:
+            return source
+        at = ("bundle", bundle.field)
+        try:
+            source = replace(source, bundle=local_bundle(self.files, source.resource, bundle))
+            wrong = source.conflict()
+        except ValueError as error:
+            wrong = str(error)
+        if wrong is not None:
+            self.refuse(source.resource, at, f"{getattr(bundle, bundle.field)}: {wrong}", _BUNDLE)
+        return source
 
     @staticmethod
     def take_file(name: str, content: str, modules: dict[str, str], data: dict[str, object]) -> None:

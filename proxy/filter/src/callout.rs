@@ -304,7 +304,7 @@ mod tests {
 
     use super::*;
     use peltast_engine::record::Field;
-    use peltast_engine::{Connection, HeaderList};
+    use peltast_engine::{Connection, HeaderList, Told};
     use prost_types::{ListValue, Value};
 
     fn program() -> Program {
@@ -375,6 +375,7 @@ mod tests {
                 scheme: b"https",
                 protocol: b"HTTP/2",
                 headers: &headers,
+                told: Told::All,
             }),
         };
         let sent = CheckRequest::decode(&check_request(&request, "spiffe://td/api")[..]).expect("a CheckRequest");

@@ -7,7 +7,9 @@ use std::sync::Arc;
 use peltast_engine::path::Normalization;
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::recording::Recorder;
-use peltast_engine::{Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Token, Verdict};
+use peltast_engine::{
+    Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Token, Told, Verdict,
+};
 
 use crate::abi;
 use crate::callout;
@@ -497,6 +499,7 @@ fn request<'a>(stream: &'a Stream, headers: &'a dyn Headers, downstream: &'a Dow
             scheme: stream.header(":scheme").unwrap_or_default(),
             protocol: stream.attribute(abi::ATTRIBUTE_REQUEST_PROTOCOL).unwrap_or_default(),
             headers,
+            told: Told::All,
         }),
     }
 }

@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from peltast.authz._engine import Decider, Decision, KeySets, Program, Request, Revocations
-from peltast.authz.compile import canonical
+from peltast.authz.canonical import canonical
 from peltast.authz.revision import Revision
 from peltast.authz.revocations import NO_REVOCATIONS
 from peltast.policies.kinds.workload import TCP, ServicePort

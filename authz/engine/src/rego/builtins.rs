@@ -1,8 +1,11 @@
-//! The built-ins that a sidecar may call: those whose cost and output their arguments bound, and that answer as OPA's.
+//! The built-ins that a tier may call. A sidecar may call those whose cost and output their arguments bound, and that
+//! answer as OPA's; the check tier all that the interpreter has, and ours.
 
 use regorus::unstable::{Expr, ExprRef, BUILTINS};
 
+use super::extensions;
 use super::syntax::string;
+use crate::document::Tier;
 
 /// Built-ins that any policy may call.
 const ALLOWED: &[&str] = &[
@@ -69,7 +72,7 @@ const ALLOWED: &[&str] = &[
     "urlquery.encode",
 ];
 
-/// OPA's built-ins that the interpreter lacks, so that calling one is told from calling nothing.
+/// OPA's built-ins that the interpreter may lack, so that calling one is told from calling nothing.
 const OPA_ONLY: &[&str] = &[
     "crypto.hmac.sha256",
     "crypto.md5",
@@ -119,7 +122,7 @@ const OPA_ONLY: &[&str] = &[
 
 /// Why a call is refused.
 pub(super) enum Refusal {
-    /// OPA has it, the sidecar tier has not.
+    /// OPA has it, the tier has not.
     OutsideTier,
     /// Nobody has it; perhaps this was meant.
     Unknown(Option<&'static str>),
@@ -127,8 +130,29 @@ pub(super) enum Refusal {
     Arguments(&'static str),
 }
 
-/// Whether the sidecar tier admits a call of the built-in `name` with `arguments`.
-pub(super) fn admit(name: &str, arguments: &[ExprRef]) -> Result<(), Refusal> {
+/// Whether `tier` admits a call of the built-in `name` with `arguments`.
+pub(super) fn admit(tier: Tier, name: &str, arguments: &[ExprRef]) -> Result<(), Refusal> {
+    match tier {
+        Tier::Sidecar => admit_in_sidecar(name, arguments),
+        Tier::Check if is_there(name) => Ok(()),
+        Tier::Check => Err(missing(name)),
+    }
+}
+
+fn is_there(name: &str) -> bool {
+    BUILTINS.contains_key(name) || extensions::find(Tier::Check, name).is_some() || name == "print"
+}
+
+/// Why there is nothing called `name`, or nothing that the tier may call.
+fn missing(name: &str) -> Refusal {
+    if is_there(name) || OPA_ONLY.contains(&name) {
+        Refusal::OutsideTier
+    } else {
+        Refusal::Unknown(nearest(name))
+    }
+}
+
+fn admit_in_sidecar(name: &str, arguments: &[ExprRef]) -> Result<(), Refusal> {
     let literal = |at: usize| arguments.get(at).and_then(|argument| string(argument.as_ref() as &Expr));
     match name {
         "concat" => literal(0).map(drop).ok_or(Refusal::Arguments("its delimiter must be a literal")),
@@ -143,8 +167,7 @@ pub(super) fn admit(name: &str, arguments: &[ExprRef]) -> Result<(), Refusal> {
             )),
         },
         _ if ALLOWED.contains(&name) => Ok(()),
-        _ if BUILTINS.contains_key(name) || OPA_ONLY.contains(&name) => Err(Refusal::OutsideTier),
-        _ => Err(Refusal::Unknown(nearest(name))),
+        _ => Err(missing(name)),
     }
 }
 
@@ -218,8 +241,8 @@ mod tests {
 
     #[test]
     fn a_slip_is_named() {
-        assert!(matches!(admit("startwith", &[]), Err(Refusal::Unknown(Some("startswith")))));
-        assert!(matches!(admit("frobnicate", &[]), Err(Refusal::Unknown(None))));
-        assert!(matches!(admit("http.send", &[]), Err(Refusal::OutsideTier)));
+        assert!(matches!(admit(Tier::Sidecar, "startwith", &[]), Err(Refusal::Unknown(Some("startswith")))));
+        assert!(matches!(admit(Tier::Sidecar, "frobnicate", &[]), Err(Refusal::Unknown(None))));
+        assert!(matches!(admit(Tier::Sidecar, "http.send", &[]), Err(Refusal::OutsideTier)));
     }
 }

@@ -1,4 +1,5 @@
-//! What a Rego policy must be to run in a sidecar: answered in bounded time and memory, as OPA would answer.
+//! What a Rego policy must be to run in a sidecar: answered in bounded time and memory, as OPA would answer. The check
+//! tier bounds time and memory by the process: there only what would not be evaluated as it is written is refused.
 //!
 //! Checked on the syntax tree before anything is evaluated. The interpreter reads its timer between steps, never
 //! inside a built-in, overflows the stack on recursion, and parses nested literals in exponential time: what its
@@ -9,10 +10,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use regorus::unstable::{Expr, Module, Rule, RuleHead};
 
 use super::builtins::{admit, Refusal};
+use super::extensions;
 use super::syntax::{join, package, reference, walk, Node, Reference};
+use crate::document::Tier;
 
 /// Longest module, in bytes.
-const MAX_MODULE_BYTES: usize = 256 * 1024;
+pub(super) const MAX_MODULE_BYTES: usize = 256 * 1024;
 /// Deepest nesting of brackets; each level doubles the parser's work.
 const MAX_BRACKETS: usize = 12;
 /// Deepest nesting of expressions, such as the terms of a long sum.
@@ -129,22 +132,39 @@ pub(super) struct Findings {
     pub(super) input: BTreeSet<Vec<String>>,
     /// The path of every rule, from `data.` on.
     pub(super) rules: Vec<String>,
+    /// Whether something else than its input determines what it answers.
+    pub(super) volatile: bool,
 }
 
 /// Checks all modules of one policy together.
-pub(super) fn check_modules<M: AsRef<Module>>(modules: &[M]) -> Result<Findings, RegoError> {
+pub(super) fn check_modules<M: AsRef<Module>>(tier: Tier, modules: &[M]) -> Result<Findings, RegoError> {
     let rules = RuleTable::new(modules);
-    let mut findings = Findings { input: BTreeSet::new(), rules: rules.places.keys().cloned().collect() };
-    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let (findings, uses) = inspect(tier, modules, &rules)?;
+    check_chains(&uses, &rules)?;
+    Ok(findings)
+}
+
+/// The rules that each rule uses.
+type Uses = BTreeMap<String, BTreeSet<String>>;
+
+fn inspect<M: AsRef<Module>>(tier: Tier, modules: &[M], rules: &RuleTable) -> Result<(Findings, Uses), RegoError> {
+    let mut findings =
+        Findings { input: BTreeSet::new(), rules: rules.places.keys().cloned().collect(), volatile: false };
+    let mut uses = Uses::new();
     for module in modules {
-        let scope = Scope::new(module.as_ref(), &rules)?;
+        let scope = Scope::new(tier, module.as_ref(), rules)?;
         for rule in &module.as_ref().policy {
             let uses = uses.entry(scope.rule_path(rule.as_ref())).or_default();
+            scope.check_head(rule.as_ref())?;
             walk(rule.as_ref(), &mut |node, depth| scope.check(node, depth, uses, &mut findings, rule.as_ref()))?;
         }
     }
-    check_chains(&uses, &rules)?;
-    Ok(findings)
+    Ok((findings, uses))
+}
+
+/// Checks the last of these modules, which asks a query of the others: it may read all of them.
+pub(super) fn check_query<M: AsRef<Module>>(tier: Tier, modules: &[M]) -> Result<(), RegoError> {
+    inspect(tier, modules, &RuleTable::new(modules)).map(drop)
 }
 
 /// Refuses data where a rule is: OPA does, and here the two would be mixed.
@@ -224,6 +244,7 @@ fn place(rule: &Rule) -> (String, u32) {
 
 /// How names are read in one module.
 struct Scope<'r> {
+    tier: Tier,
     package: String,
     /// Paths that imports gave other names to.
     imports: BTreeMap<String, Vec<String>>,
@@ -231,7 +252,7 @@ struct Scope<'r> {
 }
 
 impl<'r> Scope<'r> {
-    fn new(module: &Module, rules: &'r RuleTable) -> Result<Self, RegoError> {
+    fn new(tier: Tier, module: &Module, rules: &'r RuleTable) -> Result<Self, RegoError> {
         let mut imports = BTreeMap::new();
         for import in &module.imports {
             let refuse = |reason: String| {
@@ -242,6 +263,9 @@ impl<'r> Scope<'r> {
                 return Err(refuse("an import must be a constant path".to_owned()));
             };
             match (root.as_str(), path.first().map(String::as_str)) {
+                ("future", Some("keywords")) if path.get(1).is_some_and(|keyword| keyword == "not") => {
+                    return Err(refuse("import future.keywords.not is not known here".to_owned()));
+                }
                 ("rego", Some("v1")) | ("future", Some("keywords")) => continue,
                 ("input" | "data", _) => {}
                 _ => {
@@ -255,11 +279,21 @@ impl<'r> Scope<'r> {
             let name = alias.or_else(|| path.last().cloned()).unwrap_or_else(|| root.clone());
             imports.insert(name, std::iter::once(root).chain(path).collect());
         }
-        Ok(Self { package: package(module), imports, rules })
+        Ok(Self { tier, package: package(module), imports, rules })
     }
 
     fn rule_path(&self, rule: &Rule) -> String {
         join(&self.package, [&rule_name(rule)])
+    }
+
+    /// The interpreter loses some values of sets whose place has a variable in it.
+    fn check_head(&self, rule: &Rule) -> Result<(), RegoError> {
+        let Rule::Spec { head: RuleHead::Set { refr, span, .. }, .. } = rule else { return Ok(()) };
+        if self.tier == Tier::Sidecar && reference(refr.as_ref()).is_none_or(|head| head.dynamic) {
+            let reason = "a rule with `contains` must have a constant name in the sidecar tier".to_owned();
+            return Err(RegoError::NotAdmitted { file: span.source.get_path().clone(), line: span.line, reason });
+        }
+        Ok(())
     }
 
     fn check(
@@ -274,8 +308,16 @@ impl<'r> Scope<'r> {
             let span = expression.map_or_else(|| rule.span(), Expr::span);
             Err(RegoError::NotAdmitted { file: span.source.get_path().clone(), line: span.line, reason })
         };
-        let Node::Expr(expression) = node else {
-            return refuse(None, "`with` replaces what a decision rests on; it is for tests only".to_owned());
+        let expression = match node {
+            Node::Expr(expression) => expression,
+            Node::Not(negated @ (Expr::Set { .. } | Expr::SetCompr { .. } | Expr::Object { .. })) => {
+                return refuse(Some(negated), "`not {…}` is not known here: name what is in the braces".to_owned());
+            }
+            Node::Not(_) => return Ok(()),
+            Node::With if self.tier == Tier::Check => return Ok(()),
+            Node::With => {
+                return refuse(None, "`with` replaces what a decision rests on; it is for tests only".to_owned());
+            }
         };
         if depth > MAX_EXPRESSION_DEPTH {
             return refuse(Some(expression), format!("expressions are nested more than {MAX_EXPRESSION_DEPTH} deep"));
@@ -293,8 +335,14 @@ impl<'r> Scope<'r> {
                 if path.first().is_some_and(|root| root == "data" || root == "input") {
                     return refuse(Some(expression), format!("{name} is called, and is not a function"));
                 }
-                admit(&name, params).or_else(|refusal| refuse(Some(expression), explain(&name, &refusal)))
+                findings.volatile |= extensions::is_volatile(&name);
+                admit(self.tier, &name, params)
+                    .or_else(|refusal| refuse(Some(expression), explain(self.tier, &name, &refusal)))
             }
+            Expr::Membership { key: Some(_), .. } if self.tier == Tier::Sidecar => refuse(
+                Some(expression),
+                "`key, value in …` is answered wrongly for sets; name the value only".to_owned(),
+            ),
             Expr::Var { .. } | Expr::RefDot { .. } | Expr::RefBrack { .. } => {
                 self.note(expression, uses, findings);
                 Ok(())
@@ -328,9 +376,9 @@ impl<'r> Scope<'r> {
     }
 }
 
-fn explain(name: &str, refusal: &Refusal) -> String {
+fn explain(tier: Tier, name: &str, refusal: &Refusal) -> String {
     match refusal {
-        Refusal::OutsideTier => format!("the built-in {name} is outside the sidecar tier"),
+        Refusal::OutsideTier => format!("the built-in {name} is outside the {tier} tier"),
         Refusal::Unknown(Some(near)) => format!("there is no function or built-in {name}; did you mean {near}?"),
         Refusal::Unknown(None) => format!("there is no function or built-in {name}"),
         Refusal::Arguments(rule) => format!("{name} is not admitted like this: {rule}"),

@@ -1,24 +1,32 @@
-//! Rego, sidecar tier: regorus's interpreter behind a check that admits only what it answers rightly and in bounds.
+//! Rego: regorus's interpreter behind a check. In the sidecar tier that admits only what it answers rightly and in
+//! bounds; in the check tier, whose processes can be killed, all that it can answer, with built-ins of ours on top.
 
 mod builtins;
 mod check;
+mod extensions;
 mod input;
+mod query;
+mod rewrite;
 mod syntax;
 mod timer;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU32;
+use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use regorus::utils::limits::ExecutionTimerConfig;
-use regorus::{Engine, Value};
+use regorus::{Engine, PolicyLengthConfig, Value};
 
 pub use check::RegoError;
+pub use query::{QueryError, RegoQuery};
 
 use crate::attribute::{Attribute, Facts};
 use crate::decision::HeaderOperations;
 use crate::document::{OnError, RegoPolicy, Tier};
+use crate::request::Told;
+use check::Findings;
 use input::Plan;
 
 /// Steps of the interpreter between two looks at the clock. Few: a statement of some four steps may double what the
@@ -51,20 +59,17 @@ pub(crate) struct Ruling {
 impl Rego {
     /// Checks and loads a policy.
     pub(crate) fn load(policy: RegoPolicy) -> Result<Self, RegoError> {
-        let mut engine = Engine::new();
-        for (file, source) in policy.modules {
-            check::check_source(&file, &source)?;
-            engine.add_policy(file, source).map_err(|error| RegoError::Syntax(error.to_string()))?;
-        }
-        let findings = check::check_modules(engine.get_modules())?;
-        check::check_data(&policy.data, &findings.rules)?;
-        engine.add_data(policy.data.into()).map_err(|error| RegoError::Data(error.to_string()))?;
+        let (mut engine, findings) = prepare(policy.tier, policy.modules, policy.data, false)?;
         let limit = Duration::from_millis(u64::from(policy.timeout_ms));
         engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval: STEPS_PER_CLOCK_READ });
         engine.set_input(Value::new_object());
         // An entry point that is missing is an error here; one that the empty input leaves undefined is not.
-        if let Err(error) = timer::evaluate(&mut engine, &policy.entrypoint, limit) {
+        if let Err(error) = try_entrypoint(&mut engine, policy.tier, &policy.entrypoint, limit) {
             return Err(entrypoint_error(&mut engine, policy.entrypoint, error));
+        }
+        let mut plan = Plan::new(&findings.input).map_err(|field| RegoError::Input(field.0))?;
+        if findings.volatile {
+            plan.attributes = None;
         }
         Ok(Self {
             name: policy.name,
@@ -72,7 +77,7 @@ impl Rego {
             on_error: policy.on_error,
             timeout_ms: policy.timeout_ms,
             entrypoint: policy.entrypoint,
-            plan: Plan::new(&findings.input).map_err(|field| RegoError::Input(field.0))?,
+            plan,
             template: Mutex::new(engine),
         })
     }
@@ -80,6 +85,15 @@ impl Rego {
     /// The attributes that determine the answer; none where not even they do.
     pub(crate) fn attributes(&self) -> Option<&BTreeSet<Attribute>> {
         self.plan.attributes.as_ref()
+    }
+
+    /// Whether it reads what is not known of the request.
+    pub(crate) fn reads_unknown(&self, facts: &Facts<'_>) -> bool {
+        match (self.attributes(), facts.request.http.map(|http| http.told)) {
+            (_, None | Some(Told::All)) => false,
+            (Some(attributes), _) => attributes.iter().any(|attribute| facts.lacks(attribute)),
+            (None, _) => true,
+        }
     }
 
     /// An evaluator for one worker.
@@ -98,8 +112,51 @@ impl Rego {
         }
         evaluator.set_input(self.plan.build(facts));
         let limit = Duration::from_millis(u64::from(self.timeout_ms));
-        let result = timer::evaluate(evaluator, &self.entrypoint, limit);
+        let evaluated = catch_unwind(AssertUnwindSafe(|| timer::evaluate(evaluator, &self.entrypoint, limit)));
+        let result = evaluated.unwrap_or_else(|_| {
+            *evaluator = self.evaluator(); // the other may be in any state
+            Err("a built-in of the interpreter panicked".to_owned())
+        });
         result.and_then(|result| read_result(&result)).map_err(shortened)
+    }
+}
+
+/// Reads modules and data into an interpreter, checked as `tier` asks.
+fn prepare(
+    tier: Tier,
+    modules: BTreeMap<String, String>,
+    data: serde_json::Value,
+    strict: bool,
+) -> Result<(Engine, Findings), RegoError> {
+    let mut engine = Engine::new();
+    engine.set_policy_length_config(limits());
+    extensions::register(&mut engine, tier, strict);
+    for (file, source) in modules {
+        check::check_source(&file, &source)?;
+        let source = rewrite::without_output_arguments(tier, &file, source);
+        engine.add_policy(file, source).map_err(|error| RegoError::Syntax(error.to_string()))?;
+    }
+    let findings = check::check_modules(tier, engine.get_modules())?;
+    check::check_data(&data, &findings.rules)?;
+    engine.add_data(data.into()).map_err(|error| RegoError::Data(error.to_string()))?;
+    Ok((engine, findings))
+}
+
+/// A line may be as long as its module: keys and tokens are long.
+fn limits() -> PolicyLengthConfig {
+    let max_col = NonZeroU32::new(check::MAX_MODULE_BYTES as u32).unwrap_or(NonZeroU32::MAX);
+    PolicyLengthConfig { max_col, ..PolicyLengthConfig::default() }
+}
+
+/// Finds an entry point that is missing or cannot be compiled. A policy of the check tier is not evaluated: sidecars
+/// load it, too, and nothing bounds what it takes.
+fn try_entrypoint(engine: &mut Engine, tier: Tier, entrypoint: &str, limit: Duration) -> Result<(), String> {
+    match tier {
+        Tier::Sidecar => timer::evaluate(engine, entrypoint, limit).map(drop),
+        Tier::Check => {
+            let compiled = engine.clone().compile_with_entrypoint(&entrypoint.into());
+            compiled.map(drop).map_err(|error| error.to_string())
+        }
     }
 }
 

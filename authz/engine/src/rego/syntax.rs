@@ -5,6 +5,8 @@ use regorus::unstable::{Expr, ExprRef, Literal, Module, Query, Rule, RuleAssign,
 /// Something that a rule is made of.
 pub(super) enum Node<'m> {
     Expr(&'m Expr),
+    /// What is behind a `not`.
+    Not(&'m Expr),
     /// A `with` modifier.
     With,
 }
@@ -25,6 +27,9 @@ pub(super) fn walk<'m, E>(rule: &'m Rule, visit: &mut dyn FnMut(Node<'m>, usize)
                 for modifier in &statement.with_mods {
                     visit(Node::With, depth)?;
                     pending.push(&modifier.r#as, depth);
+                }
+                if let Literal::NotExpr { expr, .. } = &statement.literal {
+                    visit(Node::Not(expr.as_ref()), depth)?;
                 }
                 push_literal(&statement.literal, depth, &mut pending);
             }

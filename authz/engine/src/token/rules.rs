@@ -8,7 +8,7 @@ use super::places::{without_parameter, Place};
 use super::Token;
 use crate::decision::Reason;
 use crate::document::Authentication;
-use crate::request::{EditRequest, Headers};
+use crate::request::{EditRequest, Headers, Told};
 
 /// The rules, by the places where each looks.
 pub(crate) struct TokenRules {
@@ -40,6 +40,16 @@ impl TokenRules {
 
     pub(crate) fn is_empty(&self) -> bool {
         self.rules.is_empty()
+    }
+
+    /// Whether all is known where tokens stand, and of the headers that only tokens may set.
+    pub(crate) fn are_told(&self, told: Told<'_>) -> bool {
+        let is_told = |place: &Place| match place {
+            Place::Header { name, .. } => told.tells_header(name),
+            Place::Parameter(_) => true,
+            Place::Cookie(_) => told.tells_header("cookie"),
+        };
+        self.places.iter().all(is_told) && self.reserved.iter().all(|name| told.tells_header(name))
     }
 
     /// Whether a request without a token is refused.

@@ -17,10 +17,13 @@ from google.rpc.status_pb2 import Status
 
 from peltast.authz._engine import Decision, Program, Request
 
-__all__ = ["METADATA_KEY", "check_response", "engine_request"]
+__all__ = ["METADATA_KEY", "TOLD_KEY", "check_response", "engine_request"]
 
 METADATA_KEY = "peltast.dev"
 """The key of our own part in a CheckResponse's dynamic metadata."""
+
+TOLD_KEY = "peltast.dev/told"
+"""The context extension that names the headers that are known, where nothing else is but method, host and path."""
 
 VALID_FOR_MS = 60_000
 """How long a sidecar may keep an answer whose attributes determine it. A changed program ends it at once."""
@@ -48,6 +51,7 @@ def engine_request(check: CheckRequest) -> Request:
         destination_ip=destination.address or None,
         destination_port=_port(destination.port_value),
         sni=attributes.tls_session.sni or None,
+        told=attributes.context_extensions[TOLD_KEY].split(",") if TOLD_KEY in attributes.context_extensions else None,
     )
 
 

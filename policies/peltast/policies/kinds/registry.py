@@ -20,7 +20,7 @@ from peltast.policies.kinds.workload import ServiceSpec, WorkloadEntrySpec, Work
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.sources.documents import Document, FieldPath, field_text
 
-__all__ = ["KINDS", "read_resource"]
+__all__ = ["KINDS", "explain", "read_resource"]
 
 _SECURITY = ("security.istio.io/v1", "security.istio.io/v1beta1")
 _NETWORKING = ("networking.istio.io/v1", "networking.istio.io/v1beta1", "networking.istio.io/v1alpha3")
@@ -136,23 +136,30 @@ def _validate(document: Document, model: type[M], member: str, problems: list[Pr
         return model.model_validate_json(json.dumps(document.value.get(member, {})), strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        problems += [_explain(document, model, detail, (member,)) for detail in details]
+        problems += [explain(document, model, detail, (member,)) for detail in details]
         return None
 
 
-def _explain(document: Document, model: type[BaseModel], detail: ErrorDetails, at: FieldPath) -> Problem:
+def explain(document: Document, model: type[BaseModel], detail: ErrorDetails, at: FieldPath) -> Problem:
+    """What pydantic found wrong with the value at `at` of `document`, which was to be a `model`."""
     path = (*at, *_without_union_tags(document.value, at, detail["loc"]))
     name = str(path[-1])
     if detail["type"] != "extra_forbidden":
         given = json.dumps(detail["input"], default=str)
         if detail["type"] == "missing":
             return _problem(document, path, "nothing is given", "the field is required")
-        return _problem(document, path, f"{_short(given)} is given", _lower_first(detail["msg"]))
+        shown = "a value that is not shown" if _is_secret(path) else _short(given)
+        return _problem(document, path, f"{shown} is given", _lower_first(detail["msg"]))
     parent = _model_at(model, detail["loc"][:-1])
     if parent is not None and name in parent.refused:
         return _problem(document, path, "not taken here", parent.refused[name])
     fields = [field.alias or key for key, field in parent.model_fields.items()] if parent is not None else []
     return _problem(document, path, "unknown field", _did_you_mean(name, fields))
+
+
+def _is_secret(path: FieldPath) -> bool:
+    """Whether a key, or what stands where keys should, is at `path`: what signs by HS256 is a secret."""
+    return path[1:3] == ("bundle", "signing") and path[-1] not in ("algorithm", "scope", "keyid")
 
 
 def _without_union_tags(value: Any, at: FieldPath, location: tuple[str | int, ...]) -> FieldPath:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from peltast.policies.kinds.bundle import BundleSource
 from peltast.policies.kinds.duration import DurationText, duration
 from peltast.policies.kinds.resource import Spec
 from peltast.policies.sources.documents import FieldPath
@@ -35,12 +36,13 @@ _MAX_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=50), Tier.CHECK: timedelta(
 
 
 class RegoPolicySpec(Spec):
-    """The spec of a RegoPolicy: a module written here or in files beside it, and the rule that answers."""
+    """The spec of a RegoPolicy: a module written here, in files beside it or in a bundle, and the rule that answers."""
 
     entrypoint: str = Field(pattern=r"^data(\.[A-Za-z_][A-Za-z0-9_]*)+$")
     module: str | None = None
     files: list[str] = []
     data: dict[str, Any] = {}
+    bundle: BundleSource | None = None
     tier: Tier = Tier.SIDECAR
     on_error: OnError = OnError.DENY
     timeout: DurationText | None = None
@@ -53,8 +55,12 @@ class RegoPolicySpec(Spec):
     def problems(self) -> list[tuple[FieldPath, str, str]]:
         """See :meth:`Spec.problems`."""
         found: list[tuple[FieldPath, str, str]] = []
-        if self.module is None and not any(file.endswith(".rego") for file in self.files):
-            found.append((("module",), "no Rego is given", "give module, or files with a .rego file among them"))
+        if self.module is None and self.bundle is None and not any(file.endswith(".rego") for file in self.files):
+            found.append(
+                (("module",), "no Rego is given", "give module, files with a .rego file among them, or bundle")
+            )
+        if self.bundle is not None:
+            found += ((("bundle", *path), given, allowed) for path, given, allowed in self.bundle.problems())
         for index, file in enumerate(self.files):
             if not file.endswith((".rego", ".json")):
                 found.append((("files", index), f"{file!r} is given", "a .rego or a .json file is expected"))

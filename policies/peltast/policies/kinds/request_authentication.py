@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Annotated, ClassVar
-from urllib.parse import urlsplit
 
 from pydantic import Field
 
 from peltast.policies.kinds.duration import DurationText, duration
 from peltast.policies.kinds.resource import Model, Spec
 from peltast.policies.kinds.selection import WorkloadSelector
+from peltast.policies.kinds.uri import uri_problem
 from peltast.policies.sources.documents import FieldPath
 from peltast.policies.sources.json_text import read_json
 
@@ -98,7 +98,7 @@ class JwtRule(Model):
                 read_json(self.jwks)
             except ValueError as error:
                 yield ("jwks",), f"not JSON: {error}", "a JWK Set (RFC 7517) is expected"
-        if self.jwks_uri is not None and (problem := _uri_problem(self.jwks_uri)):
+        if self.jwks_uri is not None and (problem := uri_problem(self.jwks_uri)):
             yield ("jwksUri",), f"{self.jwks_uri!r} is given", problem
         if self.timeout is not None and self.jwks_uri is None:
             yield ("timeout",), f"{self.timeout} is given", "it is for jwksUri, which is not given"
@@ -111,20 +111,6 @@ class JwtRule(Model):
             yield ("outputPayloadToHeader",), self.output_payload_to_header
         outputs = enumerate(self.output_claim_to_headers)
         yield from ((("outputClaimToHeaders", index, "header"), one.header) for index, one in outputs)
-
-
-def _uri_problem(uri: str) -> str | None:
-    allowed = "a URI of a host, with https or http, is expected"
-    try:
-        parts = urlsplit(uri)
-        port_is_sound = parts.port is None or parts.port > 0
-    except ValueError:
-        return allowed
-    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_sound or not uri.isascii():
-        return allowed
-    if parts.username is not None or parts.password is not None:
-        return "a URI without a user and a password is expected: they would be shown"
-    return None
 
 
 class RequestAuthenticationSpec(Spec):

@@ -1,9 +1,10 @@
-"""Configuration from a folder: every YAML, Rego and JSON file below it."""
+"""Configuration from a folder: every YAML, Rego and JSON file below it, and the bundles of Rego."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 from collections.abc import AsyncIterator, Iterator, Mapping
 from pathlib import Path
 
@@ -16,10 +17,16 @@ __all__ = ["Files", "read_folder", "watch_folder"]
 Files = Mapping[str, bytes]
 """File contents by path relative to the folder, with forward slashes."""
 
-SUFFIXES = (".yaml", ".yml", ".rego", ".json")
+SUFFIXES = (".yaml", ".yml", ".rego", ".json", ".tar.gz")
 MAX_FILE_BYTES = 4 * 1024 * 1024
+MAX_BUNDLE_FILE_BYTES = 64 * 1024 * 1024
+"""Of a bundle's archive and of its data."""
 MAX_FILES = 10_000
 MAX_TOTAL_BYTES = 256 * 1024 * 1024
+
+_OF_BUNDLES = (".manifest", ".signatures.json", "oci-layout")
+_BLOB = re.compile(r"[0-9a-f]{64}")
+"""What is in ``blobs/sha256`` of an OCI image layout."""
 
 _WATCH_STEP_MS = 5
 _WATCH_DEBOUNCE_MS = 50
@@ -88,25 +95,40 @@ def _configuration_files(folder: Path, problems: list[Problem]) -> Iterator[Path
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(names):
-            if name.endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(parent, name)
+            if _is_read(path := Path(parent, name)):
+                yield path
+
+
+def _is_read(path: Path) -> bool:
+    plain = path.name.endswith(SUFFIXES) and not path.name.startswith(".")
+    return plain or path.name in _OF_BUNDLES or _is_blob(path)
+
+
+def _is_blob(path: Path) -> bool:
+    return path.parts[-3:-1] == ("blobs", "sha256") and _BLOB.fullmatch(path.name) is not None
+
+
+def _max_bytes(path: Path) -> int:
+    is_large = path.name.endswith(".tar.gz") or path.name == "data.json" or _is_blob(path)
+    return MAX_BUNDLE_FILE_BYTES if is_large else MAX_FILE_BYTES
 
 
 def _read(path: Path, folder: Path, name: str) -> bytes | Problem:
     """The content of `path`; never more of it than is allowed, whatever its size claims to be."""
+    most = _max_bytes(path)
     try:
         if not path.resolve(strict=True).is_relative_to(folder.resolve()):
             return Problem(name, 0, "", "a link out of the folder", "files must be inside the folder")
         if not path.is_file():  # opening a pipe would wait for whoever writes into it
             return Problem(name, 0, "", "a pipe, a socket or a device is given", "a readable file is expected")
         with path.open("rb") as file:
-            content = file.read(MAX_FILE_BYTES + 1)
+            content = file.read(most + 1)
             given = os.fstat(file.fileno()).st_size
     except RuntimeError:
         return Problem(name, 0, "", "cannot be read: the link leads to itself", "a readable file is expected")
     except OSError as error:
         return Problem(name, 0, "", f"cannot be read: {error.strerror}", "a readable file is expected")
-    if len(content) > MAX_FILE_BYTES:
+    if len(content) > most:
         size = f"{given:,} bytes are given"
-        return Problem(name, 0, "", size, f"a file has at most {MAX_FILE_BYTES:,} bytes")
+        return Problem(name, 0, "", size, f"a file has at most {most:,} bytes")
     return content

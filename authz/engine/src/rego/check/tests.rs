@@ -12,13 +12,17 @@ fn load(modules: &[&str]) -> Result<Rego, RegoError> {
 }
 
 fn load_within(timeout_ms: u32, modules: &[&str]) -> Result<Rego, RegoError> {
+    load_in(Tier::Sidecar, timeout_ms, modules)
+}
+
+fn load_in(tier: Tier, timeout_ms: u32, modules: &[&str]) -> Result<Rego, RegoError> {
     let modules = modules.iter().enumerate().map(|(index, source)| (format!("{index}.rego"), (*source).to_owned()));
     Rego::load(RegoPolicy {
         name: "a/r".into(),
         modules: modules.collect::<BTreeMap<_, _>>(),
         data: json!({"roles": {"ada": ["admin"]}}),
         entrypoint: "data.p.allow".to_owned(),
-        tier: Tier::Sidecar,
+        tier,
         on_error: OnError::Deny,
         timeout_ms,
     })
@@ -186,4 +190,58 @@ fn doubling_ends_at_the_time_limit() {
     let doublings: String = (1..40).map(|n| format!("x{n} := array.concat(x{0}, x{0})\n", n - 1)).collect();
     let module = format!("package p\nallow if {{\nx0 := [1]\n{doublings}count(x39) > 0\n}}\n");
     assert!(load_within(5, &[&module]).err().expect("refused").to_string().contains("time limit"));
+}
+
+#[test]
+fn the_check_tier_takes_what_can_be_evaluated() {
+    let table = [
+        ("numbers.range(1, 2) != []", ""),
+        ("io.jwt.decode(\"a.b.c\", [_, payload, _])\npayload.admin", ""),
+        ("value == 2 with data.p.value as 2", ""),
+        ("sprintf(\"%9d\", [1]) != \"\"", ""),
+        ("http.send({})", "http.send is outside the check tier"),
+        ("startwith(\"ab\", \"a\")", "did you mean startswith?"),
+        ("not { false }", "`not {…}` is not known here"),
+        ("data.p.allow", "recursion is not allowed"),
+        ("input.user == \"ada\"", "input.user is not available"),
+    ];
+    for (body, wanted) in table {
+        let module = format!("package p\nallow if {{\n{body}\n}}\nvalue := 1\n");
+        let got = load_in(Tier::Check, 1000, &[&module]).err().map_or_else(String::new, |error| error.to_string());
+        assert_eq!(got.is_empty(), wanted.is_empty(), "{body}: {got}");
+        assert!(got.contains(wanted), "{body}: {got}");
+    }
+}
+
+#[test]
+fn a_policy_of_the_check_tier_is_not_evaluated_when_it_is_loaded() {
+    let endless =
+        "package p\nallow if count([1 | some x in numbers.range(1, 999999); some y in numbers.range(1, x)]) > 0";
+    let start = std::time::Instant::now();
+    assert!(load_in(Tier::Check, 60_000, &[endless]).is_ok());
+    assert!(start.elapsed() < std::time::Duration::from_secs(5));
+    let error = load_in(Tier::Check, 1000, &["package p\nother := 1\n"]).err().expect("refused");
+    assert!(error.to_string().contains("the entry point data.p.allow is not a rule"), "{error}");
+}
+
+#[test]
+fn what_changes_by_itself_is_not_cached() {
+    let load = |body: &str| load_in(Tier::Check, 1000, &[&format!("package p\nallow if {body}\n")]).expect("admitted");
+    assert!(load("time.now_ns() > 0").attributes().is_none());
+    assert!(load("io.jwt.decode_verify(\"a.b.c\", {})[0]").attributes().is_none());
+    assert!(load("crypto.sha256(\"a\") != \"\"").attributes().is_some());
+}
+
+#[test]
+fn what_the_interpreter_answers_wrongly_is_not_admitted_in_sidecars() {
+    let table: &[(&str, &str)] = &[
+        ("package p\nallow if \"a\", \"a\" in {\"a\"}\n", "is answered wrongly for sets"),
+        ("package p\nallow if not { false }\n", "`not {…}`"),
+        ("package p\nimport future.keywords.not\nallow if not data.p.b\nb := false\n", "future.keywords.not"),
+        ("package p\nr[x].y contains 1 if some x in [\"a\"]\nallow := true\n", "must have a constant name"),
+    ];
+    for (module, wanted) in table {
+        let got = load(&[module]).err().map_or_else(String::new, |error| error.to_string());
+        assert!(got.contains(wanted), "{module}: {got}");
+    }
 }

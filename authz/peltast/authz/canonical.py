@@ -1,0 +1,13 @@
+"""JSON of which there is one way to write it: documents are named by its hash."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+__all__ = ["canonical"]
+
+
+def canonical(document: dict[str, Any]) -> bytes:
+    """`document`, with its members in order and no white space."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

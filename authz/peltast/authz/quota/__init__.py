@@ -1,0 +1,1 @@
+"""Quotas: how often something may happen, counted in one place for many who ask."""

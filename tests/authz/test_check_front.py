@@ -1,0 +1,187 @@
+"""Policies of the check tier are evaluated in processes that die alone."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import pytest
+from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
+from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+
+from peltast.authz.check.documents import check_revision
+from peltast.authz.check.front import CheckFront
+from peltast.authz.check.pool import EvaluatorPool
+
+Make = Callable[..., Any]
+
+CATALOG = "spiffe://cluster.local/ns/shop/sa/catalog"
+
+# What asks for /bomb doubles its header 20 times: to 1 TiB, more than an evaluator may have.
+MODULE = (
+    """
+package p
+import rego.v1
+default answer := false
+answer if input.parsed_path[0] == "fine"
+answer if {
+    input.parsed_path[0] == "bomb"
+    t0 := input.attributes.request.http.headers["x-much"]
+"""
+    + "".join(f'    t{n + 1} := concat("", [t{n}, t{n}])\n' for n in range(20))
+    + """    t20 != ""
+}
+"""
+)
+
+
+def rego(on_error: str) -> dict[str, Any]:
+    return {
+        "entrypoint": "data.p.answer",
+        "module": MODULE,
+        "tier": "check",
+        "onError": on_error,
+        "timeout": "1000ms",
+    }
+
+
+class Running:
+    """A front with its evaluators, all ready."""
+
+    def __init__(self, pool: EvaluatorPool) -> None:
+        self.pool = pool
+        self.front = CheckFront(pool)
+
+    async def ask(self, path: str, **headers: str) -> CheckResponse:
+        http = AttributeContext.HttpRequest(method="GET", host="h", path=path, headers=headers)
+        destination = AttributeContext.Peer(principal=CATALOG)
+        attributes = AttributeContext(destination=destination, request=AttributeContext.Request(http=http))
+        return await self.front.check(CheckRequest(attributes=attributes), CATALOG)
+
+
+Start = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def start(mesh: Make, policy: Make) -> AsyncIterator[Start]:
+    pools = []
+
+    async def started(on_error: str = "deny", **sizes: int) -> Running:
+        made = mesh(
+            policy({"action": "CUSTOM", "provider": {"name": "rego"}, "rules": [{}]}),
+            policy({"action": "DENY", "rules": [{"to": [{"operation": {"methods": ["DELETE"]}}]}]}, name="deny"),
+            policy(rego(on_error), kind="RegoPolicy", name="rego"),
+        )
+        running = Running(EvaluatorPool(**sizes))
+        pools.append(running.pool)
+        await running.front.take(check_revision(made.revision).SerializeToString())
+        return running
+
+    yield started
+    for pool in pools:
+        await pool.stop()
+
+
+def told(response: CheckResponse) -> tuple[bool, str, str]:
+    own = response.dynamic_metadata["peltast.dev"]
+    return response.status.code == 0, own["reason"], own["source"]
+
+
+async def eventually(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline, what
+        await asyncio.sleep(0.01)
+
+
+async def test_the_check_tier_is_evaluated_in_other_processes(start: Start) -> None:
+    running = await start()
+    assert told(await running.ask("/fine")) == (True, "rego_allowed", "engine")
+    assert told(await running.ask("/other")) == (False, "rego_denied", "engine")
+    assert len(running.pool.pids) == 2
+    assert os.getpid() not in running.pool.pids
+
+
+@pytest.mark.parametrize(
+    ("on_error", "wanted"),
+    [("deny", (False, "check_unreachable", "engine")), ("allow", (True, "check_unreachable", "failed-open"))],
+)
+async def test_what_hangs_is_killed_at_its_deadline_and_alone(
+    start: Start, on_error: str, wanted: tuple[bool, str, str]
+) -> None:
+    running = await start(on_error)
+    usual = p99([await timed(running) for _ in range(200)])
+    hangs, other = running.pool.pids
+    os.kill(hangs, signal.SIGSTOP)  # as good as one that hangs in a built-in
+    before = time.monotonic()
+    asked = asyncio.gather(*(running.ask("/fine") for _ in range(2)))
+    await asyncio.sleep(0)  # each of them has an evaluator now
+    took = []
+    while not asked.done():
+        took.append(await timed(running))
+    answers = [told(answer) for answer in await asked]
+    assert sorted(answers) == sorted([wanted, (True, "rego_allowed", "cache")])
+    assert 0.9 < time.monotonic() - before < 1.5
+    print(f"others: 99 % within {p99(took) * 1000:.2f} ms of {len(took)}, {usual * 1000:.2f} ms with none that hangs")
+    assert p99(took) < usual + 0.02
+    await eventually(lambda: hangs not in running.pool.pids, "the one that hangs is killed")
+    await eventually(lambda: len(running.pool.pids) == 2, "another takes its place")
+    assert other in running.pool.pids
+
+
+async def timed(running: Running) -> float:
+    began = time.monotonic()
+    assert told(await running.ask("/fine"))[0]
+    return time.monotonic() - began
+
+
+def p99(took: list[float]) -> float:
+    return sorted(took)[len(took) * 99 // 100]
+
+
+async def test_what_eats_memory_ends_alone(start: Start) -> None:
+    running = await start("allow", memory_bytes=256 * 1024 * 1024)
+    before = set(running.pool.pids)
+    eaten = await running.ask("/bomb", **{"x-much": "x" * 1048576})
+    assert told(eaten) == (True, "check_unreachable", "failed-open")
+    assert told(await running.ask("/fine"))[0]
+    await eventually(lambda: len(set(running.pool.pids) - before) == 1, "another takes its place")
+    assert len(before & set(running.pool.pids)) == 1
+
+
+async def test_what_an_evaluator_was_asked_that_dies_is_answered_at_once(start: Start) -> None:
+    running = await start("allow", size=1)
+    os.kill(running.pool.pids[0], signal.SIGSTOP)
+    asking = asyncio.create_task(running.ask("/fine"))
+    await asyncio.sleep(0)
+    os.kill(running.pool.pids[0], signal.SIGKILL)
+    answer = await asking
+    assert told(answer) == (True, "check_unreachable", "failed-open")
+    assert answer.dynamic_metadata["peltast.dev"]["detail"] == "the policy ended the process that evaluated it"
+
+
+async def test_one_over_capacity_is_answered_at_once(start: Start) -> None:
+    running = await start("allow", size=1, waiting=1)
+    os.kill(running.pool.pids[0], signal.SIGSTOP)
+    slow = [asyncio.create_task(running.ask("/fine")) for _ in range(2)]
+    await asyncio.sleep(0)
+    before = time.monotonic()
+    over = await running.ask("/fine")
+    assert time.monotonic() - before < 0.02
+    assert over.dynamic_metadata["peltast.dev"]["detail"] == "the check service is over capacity"
+    assert told(over) == (True, "check_unreachable", "failed-open")
+    details = [answer.dynamic_metadata["peltast.dev"]["detail"] for answer in await asyncio.gather(*slow)]
+    assert details == ["the policy took longer than 1000 ms", "no evaluator was free in time"]
+
+
+async def test_a_client_that_goes_away_leaves_its_evaluator_to_others(start: Start) -> None:
+    running = await start(size=1)
+    asking = asyncio.create_task(running.ask("/fine"))
+    await asyncio.sleep(0)
+    asking.cancel()
+    assert told(await running.ask("/fine"))[0]
+    assert running.pool.ended == 0
