@@ -28,6 +28,7 @@ pub mod recording;
 mod rego;
 pub mod request;
 mod segment;
+mod sha256;
 pub mod shadow;
 pub mod spool;
 pub mod start;

@@ -11,7 +11,6 @@ use peltast_engine::{
     Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Token, Told, Verdict,
 };
 
-use crate::abi;
 use crate::callout;
 use crate::config::{can_hash, generation, hasher, trusted, Trusted, Workload};
 use crate::downstream::Downstream;
@@ -497,7 +496,7 @@ fn request<'a>(stream: &'a Stream, headers: &'a dyn Headers, downstream: &'a Dow
             host: stream.header(":authority").unwrap_or_default(),
             path: stream.header(":path").unwrap_or_default(),
             scheme: stream.header(":scheme").unwrap_or_default(),
-            protocol: stream.attribute(abi::ATTRIBUTE_REQUEST_PROTOCOL).unwrap_or_default(),
+            protocol: &downstream.protocol,
             headers,
             told: Told::All,
         }),
