@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,9 +12,10 @@ import pytest
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
 from google.protobuf.json_format import ParseDict
 from spiffe import SpiffeId, TrustDomain
+from support.quota import served
 from support.receivers import free_port
 from support.redis import needs_redis, redis_server
-from support.running import PELTAST, eventually
+from support.running import eventually
 from typer.testing import CliRunner
 
 from peltast.authz.protos.quota_pb2 import BorrowRequest, BorrowResponse, Entry, Returned
@@ -47,35 +43,6 @@ def limits(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "shop.yaml").write_text(LIMITS)
     return folder
-
-
-@asynccontextmanager
-async def served(*arguments: object, **environment: str) -> AsyncIterator[list[str]]:
-    """What `peltast quota serve` says, until it is told to end, which it does in good order."""
-    process = await asyncio.create_subprocess_exec(
-        *(*PELTAST, "quota", "serve", *map(str, arguments)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **environment},
-    )
-    said: list[str] = []
-
-    async def read() -> None:
-        assert process.stdout is not None
-        while line := await process.stdout.readline():
-            said.append(line.decode())
-
-    reading = asyncio.create_task(read())
-    try:
-        await eventually(lambda: any("Serving at" in line for line in said) or process.returncode, "it serves")
-        assert process.returncode is None, said
-        yield said
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0, said
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await reading
 
 
 async def limited(channel: grpc.aio.Channel, hits: int = 1, value: str = "jo") -> str:
