@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
 from google.protobuf.json_format import ParseDict
 from spiffe import SpiffeId, TrustDomain
+from support.acts import Record
 from support.quota import served
 from support.receivers import free_port
 from support.redis import needs_redis, redis_server
-from support.running import eventually
+from support.running import PELTAST, eventually
 from typer.testing import CliRunner
 
 from peltast.authz.protos.quota_pb2 import BorrowRequest, BorrowResponse, Entry, Returned
@@ -190,3 +192,29 @@ def test_problems_of_descriptors_are_told_before_it_starts(limits: Path) -> None
     ended = CliRunner().invoke(app, ["quota", "serve", str(limits)])
     assert ended.exit_code == 1
     assert "shop.yaml:1: domain: 'shop' is given; a domain is written in one file, and more.yaml has it" in ended.stderr
+
+
+async def test_where_a_mesh_runs_what_is_taken_and_refused_is_on_record(
+    limits: Path, state: Path, record: Record
+) -> None:
+    async with served(limits, "--state", state):
+        (limits / "shop.yaml").write_text(LIMITS.replace("requests_per_unit: 2", "requests_per_unit: -2"))
+        await eventually(lambda: len(record) == 2, "the refusal is on record")
+        (limits / "shop.yaml").write_text(LIMITS.replace("requests_per_unit: 2", "requests_per_unit: 3"))
+        await eventually(lambda: len(record) == 3, "the next is on record")
+    assert [(act.action, act.allowed, act.object) for act in record] == [
+        ("limits.take", True, str(limits)),
+        ("limits.refuse", False, str(limits)),
+        ("limits.take", True, str(limits)),
+    ]
+    assert record[0].detail == "domains: shop"
+    assert "shop.yaml:4" in record[1].detail
+    assert "-2" in record[1].detail
+
+
+async def test_a_folder_that_is_refused_at_the_start_is_on_record(limits: Path, state: Path, record: Record) -> None:
+    (limits / "more.yaml").write_text(LIMITS)
+    process = await asyncio.create_subprocess_exec(*PELTAST, "quota", "serve", str(limits), "--state", str(state))
+    assert await process.wait() == 1
+    assert [(act.action, act.allowed) for act in record] == [("limits.refuse", False)]
+    assert "more.yaml has it" in record[0].detail

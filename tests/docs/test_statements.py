@@ -112,7 +112,7 @@ def test_audit_md_has_every_act() -> None:
             "audit/peltast/audit/collector/collect.py",
         )
     )
-    subjects = "svid|configuration|bundle|revision|resource|keys|token|audit|hold|partition|auditor|spool"
+    subjects = "svid|configuration|bundle|revision|resource|keys|token|audit|hold|limits|partition|auditor|spool"
     declared = set(re.findall(rf'"((?:{subjects})\.(?!pem|json)\w+)"', source))
     told = {action for action, _ in rows(document("audit.md"), "| `handshake_failed`")}
     assert told == declared
