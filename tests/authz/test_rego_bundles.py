@@ -10,8 +10,8 @@ import pytest
 from support.bundles import manifest, targz
 
 from peltast.authz.admission import RegoAdmission
-from peltast.authz.revision import Revision, compile_revision
 from peltast.policies.problems import InvalidConfiguration
+from peltast.policies.snapshot import Snapshot
 
 Make = Callable[..., Any]
 
@@ -30,7 +30,7 @@ def bundled(mesh: Make, policy: Make, module: bytes = MODULE, revision: str = "r
 async def test_a_bundle_decides(mesh: Make, policy: Make, path: str, *, allowed: bool) -> None:
     made = bundled(mesh, policy)
     async with RegoAdmission() as admission:
-        await admission.check(made.revision)
+        await admission.check(made.revision.snapshot)
     assert made.decide(path=path).allowed == allowed
 
 
@@ -49,15 +49,16 @@ async def test_what_is_not_admitted_is_told_with_its_file_in_the_bundle(mesh: Ma
     module = b'package app\n\nallow if http.send({"method": "get", "url": "http://x"}).status_code == 200\n'
     async with RegoAdmission() as admission:
         with pytest.raises(InvalidConfiguration) as caught:
-            await admission.check(_revision(mesh, policy, module))
+            await admission.check(_snapshot(mesh, policy, module))
     (problem,) = caught.value.problems
     assert (problem.file, problem.line) == ("b.tar.gz/app/a.rego", 3)
     assert "http.send" in problem.given
 
 
-def _revision(mesh: Make, policy: Make, module: bytes) -> Revision:
+def _snapshot(mesh: Make, policy: Make, module: bytes) -> Snapshot:
     """Of a program that does not load; a Mesh would load it."""
-    snapshot = bundled(mesh, policy).revision.snapshot
+    snapshot: Snapshot = bundled(mesh, policy).revision.snapshot
     good = snapshot.rego["shop/rules"]
+    assert good.bundle is not None
     bundle = replace(good.bundle, modules={"app/a.rego": module.decode()})
-    return compile_revision(replace(snapshot, rego={"shop/rules": replace(good, bundle=bundle)}))
+    return replace(snapshot, rego={"shop/rules": replace(good, bundle=bundle)})

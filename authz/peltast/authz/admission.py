@@ -7,13 +7,16 @@ is done in a child with a bound on its memory, which is killed when it takes too
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
 from typing import Any
 
-from peltast.authz.revision import Revision
+from peltast.authz.compile import compile_rego
 from peltast.policies.problems import InvalidConfiguration, Problem
+from peltast.policies.rego_sources import RegoSource
+from peltast.policies.snapshot import Snapshot
 
 __all__ = ["RegoAdmission"]
 
@@ -27,6 +30,7 @@ class RegoAdmission:
     def __init__(self) -> None:
         self._admitted: set[bytes] = set()
         self._worker: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> RegoAdmission:
         return self
@@ -34,24 +38,36 @@ class RegoAdmission:
     async def __aexit__(self, *_: object) -> None:
         await self._stop_worker()
 
-    async def check(self, revision: Revision) -> None:
-        """Checks the Rego policies of `revision`.
+    async def check(self, snapshot: Snapshot) -> None:
+        """Checks the Rego policies of `snapshot`.
 
         Raises:
             InvalidConfiguration: with a problem for each policy that is not admitted.
         """
-        problems = []
-        for name, document in revision.rego.items():
-            if document in self._admitted:
-                continue
-            refusal = await self._ask(document)
-            if refusal is None:
-                self._admitted.add(document)
-            else:
-                problems.append(_problem(revision, name, refusal))
+        problems: list[Problem] = []
+        for source in snapshot.rego.values():
+            try:
+                await self.admit(source)
+            except InvalidConfiguration as invalid:
+                problems += invalid.problems
         if problems:
             raise InvalidConfiguration(problems)
-        self._admitted &= set(revision.rego.values())
+        self._admitted &= {_digest(compile_rego(source)) for source in snapshot.rego.values()}
+
+    async def admit(self, source: RegoSource) -> None:
+        """Checks one policy.
+
+        Raises:
+            InvalidConfiguration: it is not admitted.
+        """
+        document = compile_rego(source)
+        if _digest(document) in self._admitted:
+            return
+        async with self._turn:
+            refusal = await self._ask(document)
+        if refusal is not None:
+            raise InvalidConfiguration([_problem(source, refusal)])
+        self._admitted.add(_digest(document))
 
     async def _ask(self, document: bytes) -> Mapping[str, Any] | None:
         """Why the document's policy is refused; none where it is admitted."""
@@ -97,8 +113,11 @@ def _read_answer(line: bytes) -> Mapping[str, Any] | None:
     return answer
 
 
-def _problem(revision: Revision, name: str, refusal: Mapping[str, Any]) -> Problem:
-    source = revision.snapshot.rego[name]
+def _digest(document: bytes) -> bytes:
+    return hashlib.sha256(document).digest()
+
+
+def _problem(source: RegoSource, refusal: Mapping[str, Any]) -> Problem:
     document, file, line = source.resource.document, refusal.get("file", ""), refusal.get("line", 0)
     allowed = "see docs/rego.md for what the sidecar tier admits"
     if file in source.all_modules and file.endswith(".rego"):

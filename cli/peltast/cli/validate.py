@@ -57,7 +57,7 @@ async def admitted_revision(configuration: Path, trust_domain: str) -> Revision:
     snapshot = await fetch_bundles(load(read_folder(configuration), trust_domain, 1))
     revision = compile_revision(snapshot)
     async with RegoAdmission() as admission:
-        await admission.check(revision)
+        await admission.check(snapshot)
     return revision
 
 

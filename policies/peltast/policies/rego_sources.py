@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -12,13 +12,16 @@ from typing import Any
 from peltast.policies.kinds.bundle import BundleSource, Polling
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Resource
+from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.sources.archive import inner_path, unpack
 from peltast.policies.sources.bundle import Bundle, DataPath, merge, overlap, package_of, path_text, read_bundle
 from peltast.policies.sources.bundle_signature import Verification
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.oci import layer
 
-__all__ = ["BundleLocation", "RegoSource", "bundle_folder", "local_bundle"]
+__all__ = ["BUNDLE", "BundleLocation", "RegoSource", "bundle_folder", "local_bundle"]
+
+BUNDLE = "an OPA bundle is expected, see docs/rego.md"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,19 @@ class RegoSource:
         merge(self.place, together, self.bundle.data)
         merge(self.place, together, {"system": {"bundles": {self.resource.name: {"manifest": manifest}}}})
         return together
+
+    def with_bundle(self, found: Bundle | str) -> RegoSource:
+        """The same with a bundle that was fetched; or with why there is none.
+
+        Raises:
+            InvalidConfiguration: there is none, or it does not go together with what the policy says itself.
+        """
+        complete = replace(self, bundle=found) if isinstance(found, Bundle) else self
+        wrong = found if isinstance(found, str) else complete.conflict()
+        if wrong is not None:
+            given = f"{self.place}: {wrong}"
+            raise InvalidConfiguration([self.resource.problem(("spec", "bundle", "url"), given, BUNDLE)])
+        return complete
 
     def conflict(self) -> str | None:
         """What of the policy's own the bundle claims for itself; none where they go together."""
