@@ -22,7 +22,7 @@ from peltast.policies.snapshot import load
 from peltast.policies.sources.bundle import Bundle, read_bundle
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 START_SECONDS = 60
 STOP_SECONDS = 5

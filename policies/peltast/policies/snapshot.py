@@ -31,6 +31,7 @@ from peltast.policies.kinds.workload import (
 )
 from peltast.policies.peer_authentication import PeerAuthentications
 from peltast.policies.problems import InvalidConfiguration, Problem
+from peltast.policies.rego_library import library_modules
 from peltast.policies.rego_sources import BUNDLE, BundleLocation, RegoSource, bundle_folder, local_bundle
 from peltast.policies.sources.bundle import Bundle
 from peltast.policies.sources.documents import parse
@@ -307,6 +308,8 @@ class _Linker:
         data: dict[str, object] = dict(resource.spec.data)
         if resource.spec.module is not None:
             modules[f"RegoPolicy {resource.full_name}"] = resource.spec.module  # no file is called so
+        for name in resource.spec.library:
+            modules[f"Peltast's library/{name}.rego"] = library_modules()[name]
         folder = PurePosixPath(resource.document.file).parent
         for index, file in enumerate(resource.spec.files):
             name = (folder / file).as_posix()
