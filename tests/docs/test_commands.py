@@ -150,11 +150,9 @@ async def test_the_yaml_of_a_document_is_a_configuration(document: Path) -> None
     snapshot = load({f"{document.stem}.yaml": text.encode()}, "cluster.local", 1)
     sources = [source for source in snapshot.rego.values() if source.location is not None]
     fetched = {source.location: bundle_with(source.resource.spec.entrypoint) for source in sources}
-    complete = snapshot.with_bundles(fetched)
-    compile_revision(complete)
     async with RegoAdmission() as admission:
-        await admission.check(complete)
-    assert complete.resources
+        revision = compile_revision(await admission.check(snapshot.with_bundles(fetched)))
+    assert revision.snapshot.resources
 
 
 def bundle_with(entrypoint: str) -> Bundle:

@@ -195,8 +195,7 @@ class ControlPlane:
         snapshot = snapshot.with_bundles(bundles.found())
         if self._revision is not None and snapshot.version == self._revision.snapshot.version:
             return
-        revision = await asyncio.to_thread(compile_revision, snapshot)
-        await admission.check(snapshot)
+        revision = await asyncio.to_thread(compile_revision, await admission.check(snapshot))
         await keys.follow(revision.key_sources)
         self._changes.take(snapshot)
         self._revision = replace(revision.with_keys(keys.in_force()), revocations=self._revoked)

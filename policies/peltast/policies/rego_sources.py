@@ -14,7 +14,16 @@ from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.resource import Resource
 from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.sources.archive import inner_path, unpack
-from peltast.policies.sources.bundle import Bundle, DataPath, merge, overlap, package_of, path_text, read_bundle
+from peltast.policies.sources.bundle import (
+    Bundle,
+    DataPath,
+    merge,
+    overlap,
+    package_of,
+    path_text,
+    read_bundle,
+    select,
+)
 from peltast.policies.sources.bundle_signature import Verification
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.oci import layer
@@ -44,6 +53,8 @@ class RegoSource:
     modules: Mapping[str, str]
     data: Mapping[str, Any]
     bundle: Bundle | None = None
+    read: frozenset[DataPath] | None = None
+    """Where its rules can tell what data is there; none while that is not known, and all of it may be read."""
 
     @property
     def location(self) -> BundleLocation | None:
@@ -86,6 +97,11 @@ class RegoSource:
         merge(self.place, together, self.bundle.data)
         merge(self.place, together, {"system": {"bundles": {self.resource.name: {"manifest": manifest}}}})
         return together
+
+    @cached_property
+    def needed_data(self) -> Mapping[str, Any]:
+        """What its rules read of its data. Of a bundle also the revision: another one is another program, on record."""
+        return self.all_data if self.read is None else select(self.all_data, [*self.read, ("system", "bundles")])
 
     def with_bundle(self, found: Bundle | str) -> RegoSource:
         """The same with a bundle that was fetched; or with why there is none.
