@@ -161,7 +161,10 @@ def bundle_with(entrypoint: str) -> Bundle:
     return read_bundle({"rules.rego": f"package {package}\n\n{rule} := true\n".encode()}, None)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+EXAMPLES = sorted((ROOT / "policies" / "examples").rglob("*.md"))
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *EXAMPLES], ids=lambda document: document.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for target, anchor in _LINK.findall(document.read_text()):
         file = document.parent / target

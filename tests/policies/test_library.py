@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 from support.opa import opa
 
+from peltast.policies import rego_library
 from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.rego_library import library_modules
 from peltast.policies.snapshot import Snapshot, load
@@ -56,6 +58,13 @@ def test_a_policy_takes_modules_by_name() -> None:
     modules = snapshot("[tenants, routes]").rego["default/r"].all_modules
     assert modules["Peltast's library/routes.rego"] == (FOLDER / "routes.rego").read_text()
     assert len(modules) == 3
+
+
+def test_a_wheel_has_the_library_where_it_is_looked_for() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    (package,) = (each for each in wheel["packages"] if each.startswith("policies/"))
+    assert rego_library.__file__ == str(ROOT / package / "policies" / "rego_library.py")
+    assert wheel["force-include"] == {"policies/library": f"{Path(package).name}/policies/library"}
 
 
 def test_another_module_is_another_version() -> None:
