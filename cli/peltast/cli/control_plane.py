@@ -193,7 +193,8 @@ class ControlPlane:
         await bundles.follow(snapshot.bundle_locations)
         self._bundles_changed.clear()
         snapshot = snapshot.with_bundles(bundles.found())
-        if self._revision is not None and snapshot.version == self._revision.snapshot.version:
+        version = await asyncio.to_thread(lambda: snapshot.version)
+        if self._revision is not None and version == self._revision.snapshot.version:
             return
         revision = await asyncio.to_thread(compile_revision, await admission.check(snapshot))
         await keys.follow(revision.key_sources)

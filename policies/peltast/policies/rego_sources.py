@@ -116,6 +116,12 @@ class RegoSource:
             raise InvalidConfiguration([self.resource.problem(("spec", "bundle", "url"), given, BUNDLE)])
         return complete
 
+    @property
+    def content(self) -> list[Any]:
+        """What a version of the configuration is computed from; of a bundle's data their digest."""
+        own = [dict(self.all_modules), dict(self.data)]
+        return own if self.bundle is None else [*own, self.bundle.revision, self.bundle.roots, self.bundle.data_digest]
+
     def conflict(self) -> str | None:
         """What of the policy's own the bundle claims for itself; none where they go together."""
         for root in self.bundle.roots if self.bundle is not None else ():

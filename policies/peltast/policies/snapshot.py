@@ -120,7 +120,7 @@ class Snapshot:
             ]
             for resource in self.resources
         ]
-        rego = {name: [dict(source.all_modules), dict(source.all_data)] for name, source in self.rego.items()}
+        rego = {name: source.content for name, source in self.rego.items()}
         text = json.dumps([self.trust_domain, content, rego], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 

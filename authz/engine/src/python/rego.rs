@@ -32,7 +32,7 @@ fn tier(name: &str) -> PyResult<Tier> {
 /// The paths below `data` at which modules, by file name, can tell what data is there.
 #[pyfunction]
 pub(super) fn data_read(tier: &str, modules: BTreeMap<String, String>) -> PyResult<Vec<Vec<String>>> {
-    let read = crate::rego::data_read(self::tier(tier)?, modules);
+    let read = crate::data_read(self::tier(tier)?, modules);
     let read = read.map_err(|error| load_error(&crate::LoadError::Rego { policy: "".into(), error }))?;
     Ok(read.into_iter().collect())
 }

@@ -138,7 +138,7 @@ fn prepare(
 ///
 /// # Errors
 /// The modules are refused. Nothing is evaluated.
-pub(crate) fn data_read(tier: Tier, modules: BTreeMap<String, String>) -> Result<BTreeSet<Vec<String>>, RegoError> {
+pub fn data_read(tier: Tier, modules: BTreeMap<String, String>) -> Result<BTreeSet<Vec<String>>, RegoError> {
     let findings = read_modules(tier, modules, false)?.1;
     let rules = findings.rules.iter().map(|rule| rule.split('.').skip(1).map(str::to_owned).collect());
     Ok(findings.data.into_iter().chain(rules).collect())

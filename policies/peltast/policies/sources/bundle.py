@@ -5,9 +5,12 @@ https://www.openpolicyagent.org/docs/management-bundles#bundle-file-format
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
@@ -46,6 +49,11 @@ class Bundle:
     """What is its own, and nobody else's. The empty path is everything."""
     modules: Mapping[str, str]
     data: Mapping[str, Any]
+
+    @cached_property
+    def data_digest(self) -> str:
+        """SHA-256 of the data: computed once, for it takes seconds where they are large."""
+        return hashlib.sha256(json.dumps(self.data, sort_keys=True).encode()).hexdigest()
 
 
 class _Manifest(BaseModel):
