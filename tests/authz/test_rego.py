@@ -50,7 +50,7 @@ def revision_of(*documents: str, files: dict[str, bytes] | None = None) -> Revis
 
 async def refusals(admit: RegoAdmission, revision: Revision) -> tuple[Problem, ...]:
     with pytest.raises(InvalidConfiguration) as caught:
-        await admit.check(revision)
+        await admit.check(revision.snapshot)
     return caught.value.problems
 
 
@@ -71,7 +71,7 @@ allow := {
 
 async def ruled(admit: RegoAdmission, mesh: Make, policy: Make, module: str, **more: Any) -> Any:
     made = mesh(rego_yaml(module, **more), policy(CUSTOM))
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     return made
 
 
@@ -129,7 +129,7 @@ async def test_headers_of_rego_stay_when_an_allow_policy_decides(
     admit: RegoAdmission, mesh: Make, policy: Make
 ) -> None:
     made = mesh(rego_yaml(OBJECT), policy(CUSTOM), policy({"rules": [{}]}, name="all"))
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     decision = made.decide()
     assert (decision.reason, decision.policy) == ("allow_rule", "shop/all")
     assert ("x-user", "ada") in decision.request_headers_to_set
@@ -197,7 +197,7 @@ async def test_data_comes_from_the_spec_and_from_files(admit: RegoAdmission, mes
     files = {"rules.rego": module, "groups.json": b'{"groups": {"staff": ["ada"]}}'}
     rego = rego_yaml(None, files=["rules.rego", "groups.json"], data={"name": "staff"})
     made = mesh(rego, policy(CUSTOM), files=files)
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     assert made.decide(headers=[("x-user", "ada")]).allowed
     assert not made.decide(headers=[("x-user", "eve")]).allowed
 
@@ -208,7 +208,7 @@ async def test_a_module_and_a_file_called_like_the_policy_are_both_read(
     document = rego_yaml(app("allow if { not data.more.deny }"), files=["rules.rego"])
     files = {"shop/rules.yaml": document.encode(), "shop/rules.rego": b"package more\ndeny := true\n"}
     made = mesh(policy(CUSTOM), files=files)
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     assert not made.decide().allowed
 
 
@@ -241,7 +241,7 @@ async def test_what_fails_open_may_still_be_denied_by_a_deny_policy(
 ) -> None:
     deny = policy({"action": "DENY", "rules": [{}]}, name="deny")
     made = mesh(rego_yaml(FAILS, onError="allow"), policy(CUSTOM), deny)
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     decision = made.decide(path="/a")
     assert (decision.allowed, decision.reason, decision.decided_by) == (False, "deny_rule", "engine")
 
@@ -380,10 +380,10 @@ async def test_a_module_that_is_too_long_is_refused(admit: RegoAdmission) -> Non
 
 
 async def test_a_check_that_is_cancelled_does_not_leave_its_answer_to_the_next(admit: RegoAdmission) -> None:
-    await admit.check(revision_of(rego_yaml(app("allow := true"))))
+    await admit.check(revision_of(rego_yaml(app("allow := true"))).snapshot)
     for n in range(20):
         good = revision_of(rego_yaml(app(f"allow := {n} == {n}")))
-        check = asyncio.ensure_future(admit.check(good))
+        check = asyncio.ensure_future(admit.check(good.snapshot))
         await asyncio.sleep(0)
         check.cancel()
         with pytest.raises(asyncio.CancelledError):

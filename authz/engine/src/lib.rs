@@ -44,7 +44,7 @@ pub use attribute::Attribute;
 pub use decide::{Answer, Decider, Question, Verdict};
 pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Reason, Source};
 pub use program::{LoadError, Program};
-pub use rego::{QueryError, RegoError, RegoQuery};
+pub use rego::{data_read, QueryError, RegoError, RegoQuery};
 pub use request::{Connection, EditRequest, HeaderList, Headers, Http, Request, Told};
 pub use shadow::Shadow;
 pub use token::keys::KeySets;

@@ -769,7 +769,7 @@ fn normalize_path<'py>(py: Python<'py>, program: &PyProgram, path_and_query: &[u
 #[pymodule]
 mod _engine {
     #[pymodule_export]
-    use super::rego::{PyRegoQuery, QueryError, QueryRefused};
+    use super::rego::{data_read, PyRegoQuery, QueryError, QueryRefused};
     #[pymodule_export]
     use super::{
         document_hash, first_link, follow_frames, grow_tree, leaf_hash, leaf_hashes, next_link, normalize_path,

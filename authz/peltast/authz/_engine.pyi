@@ -34,6 +34,9 @@ class RegoQuery:
     def load(tier: str | None, modules: Mapping[str, str], data: str = "{}", *, strict: bool = False) -> RegoQuery: ...
     def evaluate(self, query: str, *, input: str | None = None, input_term: str | None = None) -> str: ...  # noqa: A002 - as OPA calls it
 
+def data_read(tier: str, modules: Mapping[str, str]) -> list[list[str]]:
+    """The paths below `data` at which modules, by file name, can tell what data is there. Raises LoadError."""
+
 @final
 class KeySets:
     @staticmethod

@@ -223,12 +223,12 @@ def providers(policies: Iterable[Resource[AuthorizationPolicySpec]]) -> list[str
 
 
 def rego_policy(source: RegoSource) -> Json:
-    """One Rego policy with its modules and data, those of its bundle among them."""
+    """One Rego policy with its modules and the data that they read, those of its bundle among them."""
     spec = source.resource.spec
     return {
         "name": source.resource.full_name,
         "modules": dict(source.all_modules),
-        "data": dict(source.all_data),
+        "data": dict(source.needed_data),
         "entrypoint": spec.entrypoint,
         "tier": spec.tier.value,
         "on_error": spec.on_error.value,

@@ -13,7 +13,6 @@ from peltast.authz.compile import (
     KeySource,
     compile_keys,
     compile_program,
-    compile_rego,
     key_set_name,
     key_source,
 )
@@ -27,7 +26,7 @@ __all__ = ["Revision", "compile_revision"]
 
 @dataclass(frozen=True)
 class Revision:
-    """A snapshot with the documents that it compiles to, by the full names of workloads and Rego policies.
+    """A snapshot with the documents that it compiles to, by the full names of workloads.
 
     Revocations are no part of a snapshot: operators make them, and they outlive every configuration.
     """
@@ -35,7 +34,6 @@ class Revision:
     snapshot: Snapshot
     programs: Mapping[str, bytes]
     keys: Mapping[str, bytes]
-    rego: Mapping[str, bytes]
     revocations: bytes = NO_REVOCATIONS
 
     @property
@@ -66,7 +64,6 @@ def compile_revision(snapshot: Snapshot) -> Revision:
         snapshot=snapshot,
         programs={name: compile_program(snapshot, workload) for name, workload in workloads},
         keys={name: compile_keys(snapshot, workload, {}) for name, workload in workloads},
-        rego={name: compile_rego(source) for name, source in snapshot.rego.items()},
     )
 
 

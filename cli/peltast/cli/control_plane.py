@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +30,7 @@ from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.changes import ChangeLog
 from peltast.cli.check_workers import CheckWorkers
 from peltast.cli.console import log_to_stderr, run_until_stopped
+from peltast.cli.kept_bundles import KeptBundles
 from peltast.cli.operator_acts import operator_acts_handler
 from peltast.cli.options import BasePort, State, TrustDomainOption
 from peltast.cli.settings import (
@@ -57,8 +58,9 @@ from peltast.identity.rpc import (
 )
 from peltast.identity.svid import Svid, new_key_and_csr, rotation_time, save_svid
 from peltast.policies.problems import InvalidConfiguration
-from peltast.policies.rego_sources import BundleLocation
+from peltast.policies.rego_sources import BundleLocation, RegoSource
 from peltast.policies.snapshot import load
+from peltast.policies.sources.bundle import Bundle
 from peltast.policies.sources.folder import Files, watch_folder
 from peltast.proxy.xds.compile import Surroundings
 from peltast.proxy.xds.discovery import DiscoveryService, ProxyStatus
@@ -111,7 +113,9 @@ class ControlPlane:
         self._changes = ChangeLog(configuration, settings.state / "control" / "configuration.json", self._acts.report)
         self._tokens = JoinTokens()
         self._revision: Revision | None = None
+        self._read: Mapping[str, RegoSource] = {}
         self._bundles_changed = asyncio.Event()
+        self._kept_bundles = KeptBundles(settings.state / "control" / "bundles")
         self._revoked = NO_REVOCATIONS
         self._revocations = self._load_revocations()
         self._check = CheckWorkers(settings, check_workers)
@@ -137,7 +141,12 @@ class ControlPlane:
 
     async def _follow_configuration(self) -> None:
         number = 0
-        async with RegoAdmission() as admission, self._bundle_fetcher() as bundles, self._key_fetcher() as keys:
+        async with (
+            RegoAdmission() as admission,
+            RegoAdmission() as of_bundles,  # another, so that nobody waits for a hostile bundle
+            self._bundle_fetcher(of_bundles) as bundles,
+            self._key_fetcher() as keys,
+        ):
             async for files in self._configurations():
                 number += 1
                 try:
@@ -178,20 +187,23 @@ class ControlPlane:
         """Puts a configuration in force, if all of it is sound; else the last good one stays."""
         if isinstance(files, InvalidConfiguration):
             raise files
-        snapshot = load(files, self._settings.trust_domain, number)
+        # Reading bundles takes seconds where they are large, and others wait for this thread.
+        snapshot = await asyncio.to_thread(load, files, self._settings.trust_domain, number)
+        self._read = snapshot.rego
         await bundles.follow(snapshot.bundle_locations)
         self._bundles_changed.clear()
         snapshot = snapshot.with_bundles(bundles.found())
-        if self._revision is not None and snapshot.version == self._revision.snapshot.version:
+        version = await asyncio.to_thread(lambda: snapshot.version)
+        if self._revision is not None and version == self._revision.snapshot.version:
             return
-        revision = compile_revision(snapshot)
-        await admission.check(revision)
+        revision = await asyncio.to_thread(compile_revision, await admission.check(snapshot))
         await keys.follow(revision.key_sources)
         self._changes.take(snapshot)
         self._revision = replace(revision.with_keys(keys.in_force()), revocations=self._revoked)
         self._check.take(self._revision)
         await self._check.ready()  # sidecars will ask by the programs that they are sent
         self._discovery.take(self._revision)
+        self._kept_bundles.drop_others(snapshot.bundle_locations)
         self._note(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
 
     def _put_in_force(self, revision: Revision) -> None:
@@ -251,29 +263,20 @@ class ControlPlane:
         action = "keys.take" if error is None else "keys.refuse"
         self._note(Act("", action, f"{source.issuer} {source.uri}", allowed=error is None, detail=error or ""))
 
-    def _bundle_fetcher(self) -> BundleFetcher:
+    def _bundle_fetcher(self, admission: RegoAdmission) -> BundleFetcher:
         return BundleFetcher(
-            kept=self._kept_bundle,
+            admit=partial(self._admit_bundle, admission),
+            kept=self._kept_bundles.read,
             changed=self._bundles_changed.set,
             report=self._report_bundle,
-            save=self._keep_bundle,
+            save=self._kept_bundles.keep,
         )
 
-    def _bundle_file(self, location: BundleLocation) -> Path:
-        name = hashlib.sha256(f"{location.policy} {location.url}".encode()).hexdigest()
-        return self._settings.state / "control" / "bundles" / f"{name}.tar.gz"
-
-    def _kept_bundle(self, location: BundleLocation) -> bytes | None:
-        file = self._bundle_file(location)
-        return file.read_bytes() if file.exists() else None
-
-    def _keep_bundle(self, location: BundleLocation, archive: bytes) -> None:
-        try:
-            file = self._bundle_file(location)
-            make_private_folder(file.parent)
-            write_private(file, archive)
-        except OSError as error:
-            log.exception("fetched bundle not kept", url=location.url, error=str(error))
+    async def _admit_bundle(self, admission: RegoAdmission, location: BundleLocation, bundle: Bundle) -> None:
+        """Whether a bundle goes together with its policy as the folder has it now."""
+        for source in self._read.values():
+            if source.location == location:
+                await admission.admit(source.with_bundle(bundle))
 
     def _report_bundle(self, status: BundleStatus) -> None:
         location, error = status.location, status.error

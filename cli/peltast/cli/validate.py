@@ -55,10 +55,8 @@ async def admitted_revision(configuration: Path, trust_domain: str) -> Revision:
         InvalidConfiguration: see there.
     """
     snapshot = await fetch_bundles(load(read_folder(configuration), trust_domain, 1))
-    revision = compile_revision(snapshot)
     async with RegoAdmission() as admission:
-        await admission.check(revision)
-    return revision
+        return compile_revision(await admission.check(snapshot))
 
 
 def _summary(revision: Revision) -> dict[str, object]:

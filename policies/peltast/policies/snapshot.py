@@ -31,7 +31,8 @@ from peltast.policies.kinds.workload import (
 )
 from peltast.policies.peer_authentication import PeerAuthentications
 from peltast.policies.problems import InvalidConfiguration, Problem
-from peltast.policies.rego_sources import BundleLocation, RegoSource, bundle_folder, local_bundle
+from peltast.policies.rego_library import library_modules
+from peltast.policies.rego_sources import BUNDLE, BundleLocation, RegoSource, bundle_folder, local_bundle
 from peltast.policies.sources.bundle import Bundle
 from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
@@ -41,8 +42,6 @@ __all__ = ["Route", "Snapshot", "Workload", "load"]
 
 _BUNDLE_DATA = ("data.yaml", "data.yml")
 """What is no resource in a folder that is a bundle."""
-
-_BUNDLE = "an OPA bundle is expected, see docs/rego.md"
 
 S = TypeVar("S", bound=Spec)
 P = TypeVar("P", AuditPolicySpec, AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
@@ -121,7 +120,7 @@ class Snapshot:
             ]
             for resource in self.resources
         ]
-        rego = {name: [dict(source.all_modules), dict(source.all_data)] for name, source in self.rego.items()}
+        rego = {name: source.content for name, source in self.rego.items()}
         text = json.dumps([self.trust_domain, content, rego], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -160,7 +159,13 @@ class Snapshot:
             InvalidConfiguration: one was not, or does not go together with what its policy says itself.
         """
         problems: list[Problem] = []
-        rego = {name: _with_bundle(source, fetched, problems) for name, source in self.rego.items()}
+        rego = dict(self.rego)
+        for name, source in self.rego.items():
+            if source.location is not None:
+                try:
+                    rego[name] = source.with_bundle(fetched.get(source.location, "it was not fetched yet"))
+                except InvalidConfiguration as invalid:
+                    problems += invalid.problems
         if problems:
             raise InvalidConfiguration(problems)
         return replace(self, rego=rego)
@@ -217,19 +222,6 @@ def load(files: Files, trust_domain: str, number: int) -> Snapshot:
     if problems := [*_connection_problems(snapshot), *token_header_problems(snapshot)]:
         raise InvalidConfiguration(problems)
     return snapshot
-
-
-def _with_bundle(
-    source: RegoSource, fetched: Mapping[BundleLocation, Bundle | str], problems: list[Problem]
-) -> RegoSource:
-    if source.location is None:
-        return source
-    found = fetched.get(source.location, "it was not fetched yet")
-    complete = replace(source, bundle=found) if isinstance(found, Bundle) else source
-    wrong = found if isinstance(found, str) else complete.conflict()
-    if wrong is not None:
-        problems.append(source.resource.problem(("spec", "bundle", "url"), f"{source.place}: {wrong}", _BUNDLE))
-    return complete
 
 
 def mesh_settings(resources: Iterable[Resource[Spec]]) -> MeshConfigSpec:
@@ -316,6 +308,8 @@ class _Linker:
         data: dict[str, object] = dict(resource.spec.data)
         if resource.spec.module is not None:
             modules[f"RegoPolicy {resource.full_name}"] = resource.spec.module  # no file is called so
+        for name in resource.spec.library:
+            modules[f"Peltast's library/{name}.rego"] = library_modules()[name]
         folder = PurePosixPath(resource.document.file).parent
         for index, file in enumerate(resource.spec.files):
             name = (folder / file).as_posix()
@@ -342,7 +336,7 @@ class _Linker:
         except ValueError as error:
             wrong = str(error)
         if wrong is not None:
-            self.refuse(source.resource, at, f"{getattr(bundle, bundle.field)}: {wrong}", _BUNDLE)
+            self.refuse(source.resource, at, f"{getattr(bundle, bundle.field)}: {wrong}", BUNDLE)
         return source
 
     @staticmethod

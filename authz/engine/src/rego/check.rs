@@ -7,11 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use regorus::unstable::{Expr, Module, Rule, RuleHead};
+use regorus::unstable::{Expr, ExprRef, Module, Rule, RuleHead};
 
 use super::builtins::{admit, Refusal};
 use super::extensions;
-use super::syntax::{join, package, reference, walk, Node, Reference};
+use super::syntax::{join, package, reference, variables, walk, Node, Reference};
 use crate::document::Tier;
 
 /// Longest module, in bytes.
@@ -130,6 +130,8 @@ fn deepest_brackets(source: &str) -> (usize, u32) {
 pub(super) struct Findings {
     /// Every constant path that is read below `input`.
     pub(super) input: BTreeSet<Vec<String>>,
+    /// Every constant path that is read below `data`. What a variable chooses is below one of them.
+    pub(super) data: BTreeSet<Vec<String>>,
     /// The path of every rule, from `data.` on.
     pub(super) rules: Vec<String>,
     /// Whether something else than its input determines what it answers.
@@ -148,8 +150,12 @@ pub(super) fn check_modules<M: AsRef<Module>>(tier: Tier, modules: &[M]) -> Resu
 type Uses = BTreeMap<String, BTreeSet<String>>;
 
 fn inspect<M: AsRef<Module>>(tier: Tier, modules: &[M], rules: &RuleTable) -> Result<(Findings, Uses), RegoError> {
-    let mut findings =
-        Findings { input: BTreeSet::new(), rules: rules.places.keys().cloned().collect(), volatile: false };
+    let mut findings = Findings {
+        input: BTreeSet::new(),
+        data: BTreeSet::new(),
+        rules: rules.places.keys().cloned().collect(),
+        volatile: false,
+    };
     let mut uses = Uses::new();
     for module in modules {
         let scope = Scope::new(tier, module.as_ref(), rules)?;
@@ -237,6 +243,12 @@ fn function_name(rule: &Rule) -> Option<Reference> {
     }
 }
 
+/// A variable that stands in `arguments` more than once.
+fn given_twice(arguments: &[ExprRef]) -> Option<&str> {
+    let mut seen = BTreeSet::new();
+    variables(arguments).into_iter().find(|name| *name != "_" && !seen.insert(*name))
+}
+
 fn place(rule: &Rule) -> (String, u32) {
     let span = rule.span();
     (span.source.get_path().clone(), span.line)
@@ -286,14 +298,23 @@ impl<'r> Scope<'r> {
         join(&self.package, [&rule_name(rule)])
     }
 
-    /// The interpreter loses some values of sets whose place has a variable in it.
+    /// The interpreter loses some values of sets whose place has a variable in it, and lets a function whose arguments
+    /// have one name be called with different ones.
     fn check_head(&self, rule: &Rule) -> Result<(), RegoError> {
-        let Rule::Spec { head: RuleHead::Set { refr, span, .. }, .. } = rule else { return Ok(()) };
-        if self.tier == Tier::Sidecar && reference(refr.as_ref()).is_none_or(|head| head.dynamic) {
-            let reason = "a rule with `contains` must have a constant name in the sidecar tier".to_owned();
-            return Err(RegoError::NotAdmitted { file: span.source.get_path().clone(), line: span.line, reason });
-        }
-        Ok(())
+        let Rule::Spec { head, .. } = rule else { return Ok(()) };
+        let (span, reason) = match head {
+            RuleHead::Set { refr, span, .. }
+                if self.tier == Tier::Sidecar && reference(refr.as_ref()).is_none_or(|head| head.dynamic) =>
+            {
+                (span, "a rule with `contains` must have a constant name in the sidecar tier".to_owned())
+            }
+            RuleHead::Func { span, args, .. } => match given_twice(args) {
+                Some(name) => (span, format!("{name} names two arguments; name them apart and compare them with ==")),
+                None => return Ok(()),
+            },
+            _ => return Ok(()),
+        };
+        Err(RegoError::NotAdmitted { file: span.source.get_path().clone(), line: span.line, reason })
     }
 
     fn check(
@@ -356,6 +377,7 @@ impl<'r> Scope<'r> {
         match path.split_first() {
             Some((root, rest)) if root == "input" => drop(findings.input.insert(rest.to_vec())),
             Some((root, rest)) if root == "data" => {
+                findings.data.insert(rest.to_vec());
                 uses.extend(self.rules.read_by(&join(root, rest)).cloned());
             }
             _ => {}

@@ -128,6 +128,23 @@ fn prepare(
     data: serde_json::Value,
     strict: bool,
 ) -> Result<(Engine, Findings), RegoError> {
+    let (mut engine, findings) = read_modules(tier, modules, strict)?;
+    check::check_data(&data, &findings.rules)?;
+    engine.add_data(data.into()).map_err(|error| RegoError::Data(error.to_string()))?;
+    Ok((engine, findings))
+}
+
+/// The paths below `data` that modules read, and those of their rules, where no data may be.
+///
+/// # Errors
+/// The modules are refused. Nothing is evaluated.
+pub fn data_read(tier: Tier, modules: BTreeMap<String, String>) -> Result<BTreeSet<Vec<String>>, RegoError> {
+    let findings = read_modules(tier, modules, false)?.1;
+    let rules = findings.rules.iter().map(|rule| rule.split('.').skip(1).map(str::to_owned).collect());
+    Ok(findings.data.into_iter().chain(rules).collect())
+}
+
+fn read_modules(tier: Tier, modules: BTreeMap<String, String>, strict: bool) -> Result<(Engine, Findings), RegoError> {
     let mut engine = Engine::new();
     engine.set_policy_length_config(limits());
     extensions::register(&mut engine, tier, strict);
@@ -137,8 +154,6 @@ fn prepare(
         engine.add_policy(file, source).map_err(|error| RegoError::Syntax(error.to_string()))?;
     }
     let findings = check::check_modules(tier, engine.get_modules())?;
-    check::check_data(&data, &findings.rules)?;
-    engine.add_data(data.into()).map_err(|error| RegoError::Data(error.to_string()))?;
     Ok((engine, findings))
 }
 

@@ -155,6 +155,20 @@ fn push_children<'m>(expression: &'m Expr, depth: usize, pending: &mut Pending<'
     }
 }
 
+/// Every variable of `expressions`, as often as it is there.
+pub(super) fn variables(expressions: &[ExprRef]) -> Vec<&str> {
+    let mut pending = Pending { expressions: Vec::new(), queries: Vec::new() };
+    expressions.iter().for_each(|expression| pending.push(expression, 0));
+    let mut found = Vec::new();
+    while let Some((expression, depth)) = pending.expressions.pop() {
+        if let Expr::Var { span, .. } = expression {
+            found.push(span.text());
+        }
+        push_children(expression, depth, &mut pending);
+    }
+    found
+}
+
 /// A reference is visited once, whole: of its parts only the indices and a root that is not a name remain.
 fn push_reference<'m>(mut reference: &'m Expr, depth: usize, pending: &mut Pending<'m>) {
     while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = reference {

@@ -5,7 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::attribute::Attribute;
 use crate::document::{OnError, RegoPolicy, Tier};
-use crate::rego::Rego;
+use crate::rego::{data_read, Rego};
 
 fn load(modules: &[&str]) -> Result<Rego, RegoError> {
     load_within(1000, modules)
@@ -239,9 +239,38 @@ fn what_the_interpreter_answers_wrongly_is_not_admitted_in_sidecars() {
         ("package p\nallow if not { false }\n", "`not {…}`"),
         ("package p\nimport future.keywords.not\nallow if not data.p.b\nb := false\n", "future.keywords.not"),
         ("package p\nr[x].y contains 1 if some x in [\"a\"]\nallow := true\n", "must have a constant name"),
+        ("package p\nsame(a, a) if a != 1\nallow if same(1, 2)\n", "a names two arguments"),
+        ("package p\nsame(a, [{\"b\": a}]) if a != 1\nallow := true\n", "a names two arguments"),
+        ("package p\nsame(_, _) if false\nallow if not same(1, 2)\n", ""),
     ];
     for (module, wanted) in table {
         let got = load(&[module]).err().map_or_else(String::new, |error| error.to_string());
+        assert_eq!(got.is_empty(), wanted.is_empty(), "{module}: {got}");
         assert!(got.contains(wanted), "{module}: {got}");
+    }
+}
+
+#[test]
+fn what_is_read_of_data_is_known() {
+    let table: &[(&str, &[&str])] = &[
+        ("data.users.ada", &["users.ada"]),
+        ("data.users[input.parsed_path[0]].role", &["users"]),
+        ("data.list[0].name", &["list"]),
+        ("some x in data.users; data.roles[x]", &["users", "roles"]),
+        ("every x in data.users { x }", &["users"]),
+        ("count({x | x := data.users[_]}) > 0", &["users"]),
+        ("lib.users[1]", &["lib.users"]),
+        ("renamed.ada", &["users.ada"]),
+        ("f(data.users)", &["users"]),
+        ("input.parsed_path", &[]),
+    ];
+    for (body, wanted) in table {
+        let head = "package p\nimport data.lib\nimport data.users as renamed\nf(x) := x\nallow if {\n";
+        let modules = BTreeMap::from([("a.rego".to_owned(), format!("{head}{body}\n}}\n"))]);
+        let read = data_read(Tier::Check, modules).unwrap_or_else(|error| panic!("{body}: {error}"));
+        let wanted = wanted.iter().map(|path| path.split('.').map(str::to_owned));
+        let mut wanted: BTreeSet<Vec<String>> = wanted.map(Iterator::collect).collect();
+        wanted.extend([vec!["p".to_owned(), "allow".to_owned()], vec!["p".to_owned(), "f".to_owned()]]);
+        assert_eq!(read, wanted, "{body}");
     }
 }
