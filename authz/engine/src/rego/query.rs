@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use regorus::{Engine, Value};
 
-use super::{check, prepare, rewrite, RegoError};
+use super::{check, prepare, rewrite, source, RegoError};
 use crate::document::Tier;
 
 /// What makes a module of a query, so that it is checked like one.
@@ -86,7 +86,7 @@ impl RegoQuery {
     }
 
     fn check(&self, tier: Tier, module: &str) -> Result<(), RegoError> {
-        check::check_source("query", module)?;
+        source::check_source("query", module)?;
         let mut engine = self.engine.clone();
         let added = engine.add_policy("query".to_owned(), module.to_owned());
         added.map_err(|error| RegoError::Syntax(error.to_string()))?;

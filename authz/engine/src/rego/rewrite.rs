@@ -31,7 +31,7 @@ pub(super) fn without_output_arguments(tier: Tier, file: &str, source: String) -
     source
 }
 
-fn parse(file: &str, source: &str) -> Option<Module> {
+pub(super) fn parse(file: &str, source: &str) -> Option<Module> {
     let source = Source::from_contents(file.to_owned(), source.to_owned()).ok()?;
     let mut parser = Parser::new(&source).ok()?;
     parser.set_max_col(limits().max_col);

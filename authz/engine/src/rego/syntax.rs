@@ -39,6 +39,16 @@ pub(super) fn walk<'m, E>(rule: &'m Rule, visit: &mut dyn FnMut(Node<'m>, usize)
     }
 }
 
+/// Calls `visit` with every expression of one statement, but not of the bodies within it.
+pub(super) fn walk_literal<'m>(literal: &'m Literal, visit: &mut dyn FnMut(&'m Expr)) {
+    let mut pending = Pending { expressions: Vec::new(), queries: Vec::new() };
+    push_literal(literal, 0, &mut pending);
+    while let Some((expression, depth)) = pending.expressions.pop() {
+        visit(expression);
+        push_children(expression, depth, &mut pending);
+    }
+}
+
 struct Pending<'m> {
     expressions: Vec<(&'m Expr, usize)>,
     queries: Vec<(&'m Query, usize)>,

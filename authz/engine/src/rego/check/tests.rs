@@ -5,6 +5,7 @@ use serde_json::json;
 use super::*;
 use crate::attribute::Attribute;
 use crate::document::{OnError, RegoPolicy, Tier};
+use crate::rego::source::{MAX_BRACKETS, MAX_MODULE_BYTES};
 use crate::rego::Rego;
 
 fn load(modules: &[&str]) -> Result<Rego, RegoError> {
