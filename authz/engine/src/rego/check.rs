@@ -13,7 +13,7 @@ use regorus::unstable::{Expr, Module, Rule, RuleHead};
 
 use super::builtins::{admit, Refusal};
 use super::extensions;
-use super::syntax::{join, package, reference, walk, Node, Reference};
+use super::syntax::{join, package, reference, rule_name, walk, Node, Reference};
 use crate::document::Tier;
 
 /// Deepest nesting of expressions, such as the terms of a long sum.
@@ -178,16 +178,6 @@ fn is_prefix(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-fn rule_name(rule: &Rule) -> String {
-    let head = match rule {
-        Rule::Default { refr, .. } => refr,
-        Rule::Spec { head, .. } => match head {
-            RuleHead::Compr { refr, .. } | RuleHead::Set { refr, .. } | RuleHead::Func { refr, .. } => refr,
-        },
-    };
-    reference(head.as_ref()).map_or_else(String::new, |head| head.root)
-}
-
 fn function_name(rule: &Rule) -> Option<Reference> {
     match rule {
         Rule::Spec { head: RuleHead::Func { refr, .. }, .. } => reference(refr.as_ref()),
@@ -269,10 +259,10 @@ impl<'r> Scope<'r> {
         };
         let expression = match node {
             Node::Expr(expression) => expression,
-            Node::Not(negated @ (Expr::Set { .. } | Expr::SetCompr { .. } | Expr::Object { .. })) => {
+            Node::Not(negated @ (Expr::Set { .. } | Expr::SetCompr { .. } | Expr::Object { .. }), _) => {
                 return refuse(Some(negated), "`not {…}` is not known here: name what is in the braces".to_owned());
             }
-            Node::Not(_) => return Ok(()),
+            Node::Not(..) => return Ok(()),
             Node::With if self.tier == Tier::Check => return Ok(()),
             Node::With => {
                 return refuse(None, "`with` replaces what a decision rests on; it is for tests only".to_owned());

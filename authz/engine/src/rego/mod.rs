@@ -132,9 +132,14 @@ fn prepare(
     let mut engine = Engine::new();
     engine.set_policy_length_config(limits());
     extensions::register(&mut engine, tier, strict);
+    for (file, source) in &modules {
+        source::check_source(file, source)?;
+    }
+    let parsed: Vec<_> =
+        modules.iter().filter_map(|(file, source)| rewrite::parse(file, source)).map(Box::new).collect();
+    let names = rewrite::names(&parsed);
     for (file, source) in modules {
-        source::check_source(&file, &source)?;
-        let source = rewrite::without_output_arguments(tier, &file, source);
+        let source = rewrite::as_opa_reads_it(tier, &file, source, &names);
         engine.add_policy(file, source).map_err(|error| RegoError::Syntax(error.to_string()))?;
     }
     let findings = check::check_modules(tier, engine.get_modules())?;

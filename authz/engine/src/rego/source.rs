@@ -91,6 +91,12 @@ fn quoted(text: &str) -> usize {
     text.len()
 }
 
+/// Whether `source` has the keyword `if` last, but for comments.
+pub(super) fn ends_with_if(source: &str) -> bool {
+    let words = tokens(source).map(|(token, _)| token);
+    words.filter(|token| *token != Token::Newline).last() == Some(Token::Word("if"))
+}
+
 /// How deep and how far the parser must go, and the lines that it must do so for.
 #[derive(Default)]
 struct Extent {

@@ -7,6 +7,7 @@ use regorus::unstable::{Expr, ExprRef, Span, BUILTINS};
 use regorus::Value;
 
 use super::{Answer, Arguments, BuiltIn, Fault};
+use crate::rego::builtins::has_plain_verbs;
 use crate::rego::{rewrite, syntax};
 
 pub(super) const BUILT_INS: &[BuiltIn] = &[
@@ -59,17 +60,93 @@ fn texts<'v>(value: &'v Value, at: usize, wanted: &'static str) -> Result<Vec<&'
     }
 }
 
-/// The interpreter's own, of values that are not too large to be written.
 fn sprintf(given: &Arguments<'_>) -> Answer {
-    static CALL: LazyLock<Option<(Span, Vec<ExprRef>)>> = LazyLock::new(any_call);
-    let mut left = MAX_BYTES.saturating_sub(given.string(0)?.len());
-    for value in given.array(1)? {
-        left = left.checked_sub(written(value, left)).ok_or_else(too_long)?;
+    let format = given.string(0)?;
+    let arguments: Vec<&Value> = given.array(1)?.collect();
+    let mut left = MAX_BYTES.saturating_sub(format.len());
+    for argument in &arguments {
+        left = left.checked_sub(written(argument, left)).ok_or_else(too_long)?;
     }
+    if has_plain_verbs(format) {
+        Ok(formatted(format, &arguments)?.into())
+    } else {
+        interpreters_sprintf(given.0)
+    }
+}
+
+/// As Go's `fmt` writes it, with its complaints in the text.
+fn formatted(format: &str, arguments: &[&Value]) -> Result<String, Fault> {
+    let (mut out, mut rest, mut arguments) = (String::new(), format, arguments.iter());
+    while let Some((text, after)) = rest.split_once('%') {
+        out.push_str(text);
+        let mut after = after.chars();
+        let verb = after.next().unwrap_or('%');
+        rest = after.as_str();
+        match arguments.as_slice().first() {
+            _ if verb == '%' => {
+                out.push('%');
+                continue;
+            }
+            None => out.push_str(&format!("%!{verb}(MISSING)")),
+            Some(argument) if fits(verb, argument) => out.push_str(&shown(argument)?),
+            Some(argument) => out.push_str(&format!("%!{verb}({})", typed(argument)?)),
+        }
+        arguments.next();
+    }
+    out.push_str(rest);
+    let extra = arguments.map(|argument| typed(argument)).collect::<Result<Vec<_>, _>>()?;
+    if !extra.is_empty() {
+        out.push_str(&format!("%!(EXTRA {})", extra.join(", ")));
+    }
+    Ok(out)
+}
+
+/// Whether `verb` is for such a value: all but numbers are texts here.
+fn fits(verb: char, value: &Value) -> bool {
+    match (verb, value) {
+        ('d', Value::Number(number)) => number.is_integer(),
+        ('s', Value::Number(number)) => number.is_integer() && number.as_i64().is_none(),
+        ('d', _) => false,
+        _ => true,
+    }
+}
+
+fn typed(value: &Value) -> Result<String, Fault> {
+    let name = match value {
+        Value::Number(number) if !number.is_integer() => "float64",
+        Value::Number(number) if number.as_i64().is_none() => "*big.Int",
+        Value::Number(_) => "int64",
+        _ => "string",
+    };
+    Ok(format!("{name}={}", shown(value)?))
+}
+
+fn shown(value: &Value) -> Result<String, Fault> {
+    match value {
+        Value::String(text) => Ok(text.to_string()),
+        Value::Number(number) if !number.is_integer() => Ok(number.as_f64().map(float).unwrap_or_default()),
+        other => Ok(interpreters_sprintf(&["%v".into(), vec![other.clone()].into()])?.as_string()?.to_string()),
+    }
+}
+
+/// As Go's `%v` writes it: with an exponent where it would be long.
+fn float(number: f64) -> String {
+    let scientific = format!("{number:e}");
+    match scientific.split_once('e').map(|(mantissa, exponent)| (mantissa, exponent.parse::<i32>())) {
+        Some((mantissa, Ok(exponent))) if !(-4..21).contains(&exponent) => {
+            let sign = if exponent < 0 { '-' } else { '+' };
+            format!("{mantissa}e{sign}{:02}", exponent.abs())
+        }
+        _ => number.to_string(),
+    }
+}
+
+fn interpreters_sprintf(arguments: &[Value]) -> Answer {
+    static CALL: LazyLock<Option<(Span, Vec<ExprRef>)>> = LazyLock::new(any_call);
     let (Some((span, parameters)), Some((own, _))) = (&*CALL, BUILTINS.get("sprintf")) else {
         return Err("there is no such built-in".into());
     };
-    Ok(own(span, parameters, given.0, true)?)
+    Ok(own(span, parameters, arguments, true)?)
 }
 
 /// A call of two arguments: the interpreter's built-ins are told where they are called.

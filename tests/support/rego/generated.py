@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 DATA: dict[str, Any] = {
-    "numbers": [0, 1, 2, 3, 7, -1, 10, 2.5, -0.5, 1e3],
+    "numbers": [0, 1, 2, 3, 7, -1, 10, 2.5, -0.5, 1000],
     "texts": ["", "a", "ab", "b", "admin", "a.b", "é", "10", "-3", "x y", "Ab", "/a/b"],
-    "mixed": [1, "a", None, True, [1, 2], {"a": 1}, "1", 2.0, [], {}],
+    "mixed": [1, "a", None, True, [1, 2], {"a": 1}, "1", 2, [], {}],
     "rows": [
         {"id": 1, "name": "ada", "tags": ["a", "b"], "level": 3},
         {"id": 2, "name": "bob", "tags": [], "level": 1},
@@ -118,6 +118,8 @@ class _Maker:
         """Rules that the next one may use: none uses itself."""
         self.functions: list[str] = []
         self.made = 0
+        self.searches = True
+        """Whether `[_]` may stand where the next expression is."""
 
     # Modules ----------------------------------------------------------------------------------------------------------
 
@@ -159,7 +161,13 @@ class _Maker:
         return f"{name}(given) := {self.expression('*', 2)} if {self.body()}"
 
     def body(self) -> str:
-        return "{\n\t" + "\n\t".join(self.statement() for _ in range(self.chance.randint(1, 3))) + "\n}"
+        before = list(self.names)
+        statements = [self.statement() for _ in range(self.chance.randint(1, 3))]
+        # OPA refuses names that nothing uses.
+        unused = [name for name in self.names if name not in before]
+        if unused:
+            statements.append(f"count([{', '.join(unused)}]) > 0")
+        return "{\n\t" + "\n\t".join(statements) + "\n}"
 
     def statement(self) -> str:
         kind = self.chance.choice(["assign", "assign", "some", "condition", "condition", "not", "every", "pattern"])
@@ -168,16 +176,16 @@ class _Maker:
                 value = self.expression("*", 2)
                 return f"{self.name()} := {value}"
             case "some":
-                collection = self.expression(self.chance.choice("aso"), 1)
+                collection = self.found(lambda: self.expression(self.chance.choice("aso"), 1))
                 if self.chance.random() < 0.3:
                     key = self.name()
                     return f"some {key}, {self.name()} in {collection}"
                 return f"some {self.name()} in {collection}"
             case "not":
-                return f"not {self.condition(1)}"
+                return f"not {self.found(lambda: self.condition(1))}"
             case "every":
-                collection = self.expression(self.chance.choice("as"), 1)
-                return self.within(lambda name: f"every {name} in {collection} {{ {self.condition(1)} }}")
+                collection = self.found(lambda: self.expression(self.chance.choice("as"), 1))
+                return self.within(lambda name: f"every {name} in {collection} {{ {name} != 1; {self.condition(1)} }}")
             case "pattern":
                 collection = self.expression("a", 1)
                 return f"[{self.name()}, {self.name()}] = array.slice({collection}, 0, 2)"
@@ -206,8 +214,19 @@ class _Maker:
             choices += [lambda _kind, depth: f"{self.chance.choice(self.functions)}({self.expression('*', depth - 1)})"]
         return self.chance.choice(choices)(kind, depth)
 
-    def given(self, kind: str, _: int) -> str:
+    def found(self, make: Callable[[], str]) -> str:
+        """What holds nothing that must be searched for, as OPA wants it of what stands behind `not`."""
+        searched, self.searches = self.searches, False
+        made = make()
+        self.searches = searched
+        return made
+
+    def given(self, kind: str, depth: int) -> str:
         """What is known only when the policy is asked: the kind is what it likely is."""
+        made = self.looked_up(kind, depth)
+        return made if self.searches else made.replace("[_]", f"[{self.chance.randint(0, 2)}]")
+
+    def looked_up(self, kind: str, _: int) -> str:
         texts = [f"{HTTP}.method", f'{HTTP}.headers["x-a"]', "input.parsed_path[0]", "data.texts[_]", "data.rows[_].name"]
         match kind:
             case "n":
@@ -227,7 +246,7 @@ class _Maker:
             kind = self.chance.choice("ntbao")
         match kind:
             case "n":
-                return self.chance.choice(["0", "1", "2", "-1", "3.5", "100", "1e2"])
+                return self.chance.choice(["0", "1", "2", "-1", "3.5", "100"])
             case "t":
                 return json.dumps(self.chance.choice(["", "a", "b", "ab", "é", "1", "A b"]))
             case "b":
@@ -274,7 +293,8 @@ class _Maker:
         def inside(name: str) -> str:
             if "k" in opening:
                 return f"{{{name}: {self.expression('*', 0)} | some {name} in {collection}; {self.condition(0)}}}"
-            return f"{opening}{self.expression('*', depth - 1)} | some {name} in {collection}; {self.condition(0)}{closing}"
+            term = f"[{name}, {self.expression('*', depth - 1)}]"
+            return f"{opening}{term} | some {name} in {collection}; {self.condition(0)}{closing}"
 
         return self.within(inside)
 

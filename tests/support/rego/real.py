@@ -6,14 +6,14 @@ import http.client
 import json
 import socket
 import subprocess
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rego.outcome import ERROR, REFUSED, UNDEFINED, Outcome
+from support.rego.outcome import ERROR, UNDEFINED, Outcome
 from support.opa import opa_binary
-from support.running import wait_until
 
 _TIME_LIMIT_SECONDS = 30
 
@@ -65,7 +65,11 @@ def running_opa(folder: Path) -> Iterator[Opa]:
     command = [opa_binary(), "run", "--server", "--addr", f"unix://{path}", "--log-level", "error", "--disable-telemetry"]
     process = subprocess.Popen(command, cwd=folder)
     try:
-        wait_until(path.exists, "opa listens")
+        deadline = time.monotonic() + _TIME_LIMIT_SECONDS
+        while not path.exists():
+            assert process.poll() is None, "opa ended"
+            assert time.monotonic() < deadline, "opa does not listen"
+            time.sleep(0.02)
         yield Opa(path)
     finally:
         process.terminate()
