@@ -5,19 +5,17 @@
 //! inside a built-in, overflows the stack on recursion, and parses nested literals in exponential time: what its
 //! limits do not bound must be refused here.
 
+mod shape;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use regorus::unstable::{Expr, ExprRef, Module, Rule, RuleHead};
 
 use super::builtins::{admit, Refusal};
 use super::extensions;
-use super::syntax::{join, package, reference, variables, walk, Node, Reference};
+use super::syntax::{join, package, reference, rule_name, variables, walk, Node, Reference};
 use crate::document::Tier;
 
-/// Longest module, in bytes.
-pub(super) const MAX_MODULE_BYTES: usize = 256 * 1024;
-/// Deepest nesting of brackets; each level doubles the parser's work.
-const MAX_BRACKETS: usize = 12;
 /// Deepest nesting of expressions, such as the terms of a long sum.
 const MAX_EXPRESSION_DEPTH: usize = 64;
 /// Longest chain of rules that use each other: each one takes a piece of the worker's stack.
@@ -84,48 +82,6 @@ fn place_in(message: &str) -> Option<(String, u32)> {
     Some((file.to_owned(), line.parse().ok()?))
 }
 
-/// Refuses source that must not reach the parser.
-pub(super) fn check_source(file: &str, source: &str) -> Result<(), RegoError> {
-    let refuse = |line, reason: String| Err(RegoError::NotAdmitted { file: file.to_owned(), line, reason });
-    if source.len() > MAX_MODULE_BYTES {
-        return refuse(1, format!("a module has {} bytes; at most {MAX_MODULE_BYTES} are allowed", source.len()));
-    }
-    match deepest_brackets(source) {
-        (depth, line) if depth > MAX_BRACKETS => {
-            refuse(line, format!("brackets are nested {depth} deep; at most {MAX_BRACKETS} levels are allowed"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// How deep brackets are nested outside strings and comments, and the line of the deepest.
-fn deepest_brackets(source: &str) -> (usize, u32) {
-    let (mut depth, mut deepest, mut line) = (0_usize, (0, 1), 1);
-    let mut quote: Option<char> = None;
-    let mut characters = source.chars();
-    while let Some(character) = characters.next() {
-        line += u32::from(character == '\n');
-        match (quote, character) {
-            (Some('"'), '\\') => drop(characters.next()),
-            (Some('#'), '\n') => quote = None,
-            (Some('#'), _) => {}
-            (Some(open), close) if open == close => quote = None,
-            (Some('"'), '\n') => quote = None, // not a string after all; the parser will say so
-            (Some(_), _) => {}
-            (None, '"' | '`' | '#') => quote = Some(character),
-            (None, '(' | '[' | '{') => {
-                depth += 1;
-                if depth > deepest.0 {
-                    deepest = (depth, line);
-                }
-            }
-            (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
-}
-
 /// What the check learns of a policy.
 pub(super) struct Findings {
     /// Every constant path that is read below `input`.
@@ -143,6 +99,9 @@ pub(super) fn check_modules<M: AsRef<Module>>(tier: Tier, modules: &[M]) -> Resu
     let rules = RuleTable::new(modules);
     let (findings, uses) = inspect(tier, modules, &rules)?;
     check_chains(&uses, &rules)?;
+    if tier == Tier::Sidecar {
+        shape::check_shapes(modules, &rules)?;
+    }
     Ok(findings)
 }
 
@@ -223,16 +182,6 @@ impl RuleTable {
 
 fn is_prefix(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-}
-
-fn rule_name(rule: &Rule) -> String {
-    let head = match rule {
-        Rule::Default { refr, .. } => refr,
-        Rule::Spec { head, .. } => match head {
-            RuleHead::Compr { refr, .. } | RuleHead::Set { refr, .. } | RuleHead::Func { refr, .. } => refr,
-        },
-    };
-    reference(head.as_ref()).map_or_else(String::new, |head| head.root)
 }
 
 fn function_name(rule: &Rule) -> Option<Reference> {
@@ -331,10 +280,10 @@ impl<'r> Scope<'r> {
         };
         let expression = match node {
             Node::Expr(expression) => expression,
-            Node::Not(negated @ (Expr::Set { .. } | Expr::SetCompr { .. } | Expr::Object { .. })) => {
+            Node::Not(negated @ (Expr::Set { .. } | Expr::SetCompr { .. } | Expr::Object { .. }), _) => {
                 return refuse(Some(negated), "`not {…}` is not known here: name what is in the braces".to_owned());
             }
-            Node::Not(_) => return Ok(()),
+            Node::Not(..) => return Ok(()),
             Node::With if self.tier == Tier::Check => return Ok(()),
             Node::With => {
                 return refuse(None, "`with` replaces what a decision rests on; it is for tests only".to_owned());

@@ -7,6 +7,7 @@ mod extensions;
 mod input;
 mod query;
 mod rewrite;
+mod source;
 mod syntax;
 mod timer;
 
@@ -148,9 +149,14 @@ fn read_modules(tier: Tier, modules: BTreeMap<String, String>, strict: bool) -> 
     let mut engine = Engine::new();
     engine.set_policy_length_config(limits());
     extensions::register(&mut engine, tier, strict);
+    for (file, source) in &modules {
+        source::check_source(file, source)?;
+    }
+    let parsed: Vec<_> =
+        modules.iter().filter_map(|(file, source)| rewrite::parse(file, source)).map(Box::new).collect();
+    let names = rewrite::names(&parsed);
     for (file, source) in modules {
-        check::check_source(&file, &source)?;
-        let source = rewrite::without_output_arguments(tier, &file, source);
+        let source = rewrite::as_opa_reads_it(tier, &file, source, &names);
         engine.add_policy(file, source).map_err(|error| RegoError::Syntax(error.to_string()))?;
     }
     let findings = check::check_modules(tier, engine.get_modules())?;
@@ -159,7 +165,7 @@ fn read_modules(tier: Tier, modules: BTreeMap<String, String>, strict: bool) -> 
 
 /// A line may be as long as its module: keys and tokens are long.
 fn limits() -> PolicyLengthConfig {
-    let max_col = NonZeroU32::new(check::MAX_MODULE_BYTES as u32).unwrap_or(NonZeroU32::MAX);
+    let max_col = NonZeroU32::new(source::MAX_MODULE_BYTES as u32).unwrap_or(NonZeroU32::MAX);
     PolicyLengthConfig { max_col, ..PolicyLengthConfig::default() }
 }
 
@@ -196,6 +202,16 @@ fn shortened(mut detail: String) -> String {
     detail
 }
 
+/// A value for people: what it is made of may be too much to be written.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Array(_) => "an array".to_owned(),
+        Value::Set(_) => "a set".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+        scalar => scalar.to_string(),
+    }
+}
+
 /// Reads a result as the OPA-Envoy plugin does: a boolean, or an object with `allowed`; undefined denies.
 fn read_result(result: &Value) -> Result<Ruling, String> {
     let plain = |allowed| Ruling { allowed, status: None, headers: HeaderOperations::default(), body: None };
@@ -203,7 +219,7 @@ fn read_result(result: &Value) -> Result<Ruling, String> {
         Value::Undefined => Ok(plain(false)),
         Value::Bool(allowed) => Ok(plain(*allowed)),
         Value::Object(_) => read_object(result),
-        other => Err(format!("the result is {other}; a boolean or an object with `allowed` is expected")),
+        other => Err(format!("the result is {}; a boolean or an object with `allowed` is expected", shown(other))),
     }
 }
 
@@ -230,7 +246,7 @@ fn status(value: &Value) -> Result<Option<u16>, String> {
         Value::Undefined => Ok(None),
         value => match value.as_u16() {
             Ok(status @ 200..=599) => Ok(Some(status)),
-            _ => Err(format!("`http_status` is {value}; 200 to 599 is expected")),
+            _ => Err(format!("`http_status` is {}; 200 to 599 is expected", shown(value))),
         },
     }
 }
@@ -254,7 +270,7 @@ fn headers(value: &Value) -> Result<Vec<(String, String)>, String> {
                 }
             }
         }
-        other => return Err(format!("headers are {other}; an object of strings is expected")),
+        other => return Err(format!("headers are {}; an object of strings is expected", shown(other))),
     }
     Ok(pairs)
 }
@@ -263,7 +279,7 @@ fn strings(value: &Value) -> Result<Vec<String>, String> {
     match value {
         Value::Undefined => Ok(Vec::new()),
         Value::Array(items) => items.iter().map(text).collect(),
-        other => Err(format!("{other} is given where a list of strings is expected")),
+        other => Err(format!("{} is given where a list of strings is expected", shown(other))),
     }
 }
 
@@ -287,7 +303,7 @@ fn header_name(name: String) -> Result<String, String> {
 
 /// A string that may stand in a header: no control characters, which would end it early.
 fn text(value: &Value) -> Result<String, String> {
-    let text = value.as_string().map_err(|_| format!("{value} is given where a string is expected"))?;
+    let text = value.as_string().map_err(|_| format!("{} is given where a string is expected", shown(value)))?;
     if text.chars().any(|character| character.is_control()) {
         return Err("a header holds a control character".to_owned());
     }
