@@ -60,7 +60,9 @@ class Running:
         http = AttributeContext.HttpRequest(method="GET", host="h", path=path, headers=headers)
         destination = AttributeContext.Peer(principal=CATALOG)
         attributes = AttributeContext(destination=destination, request=AttributeContext.Request(http=http))
-        return await self.front.check(CheckRequest(attributes=attributes), CATALOG)
+        checked = self.front.check(CheckRequest(attributes=attributes).SerializeToString(), CATALOG)
+        assert not isinstance(checked, CheckResponse), "nothing here is decided at once"
+        return await checked
 
 
 Start = Callable[..., Awaitable[Running]]

@@ -51,10 +51,12 @@ class CheckWorker:
     async def run(self) -> None:
         """Serves until it is told to stop, or nobody tells it anything any more."""
         reader, writer = await _standard_streams()
-        # Nothing is listened for before there is something to decide by.
-        await self._obey(*await read_frame(reader), writer)
+        # Nothing is listened for before there is something to decide by, and nobody is told so before.
+        _, revision = await read_frame(reader)
+        await self._front.take(revision)
         await self._http.start(LOOPBACK, self._settings.ports.check, self._tls)
         rpc, health = await self._serve_rpc()
+        writer.write(frame(Kind.IN_FORCE))
         stopped = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         told = asyncio.create_task(self._follow(reader, writer))
@@ -111,8 +113,9 @@ async def _standard_streams() -> tuple[asyncio.StreamReader, asyncio.StreamWrite
     return reader, asyncio.StreamWriter(transport, protocol, None, loop)
 
 
-def _caller_of(certificate: bytes) -> SpiffeId:
-    return spiffe_id_of(x509.load_der_x509_certificate(certificate))
+def _caller_of(transport: asyncio.BaseTransport) -> SpiffeId:
+    tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
+    return spiffe_id_of(x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b""))
 
 
 def main(state: str, trust_domain: str, base_port: str) -> None:

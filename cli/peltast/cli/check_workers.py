@@ -48,6 +48,11 @@ class CheckWorkers:
                 await asyncio.gather(*(started.wait() for started in self._started))
                 await asyncio.gather(*(worker.in_force.wait() for worker in self._running))
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.pid for worker in self._running]
+
     def renew_identity(self) -> None:
         """Has them show the SVID that is now on disk."""
         for worker in self._running:

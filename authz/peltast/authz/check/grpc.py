@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import SERVICE_NAME as HEALTH
 from grpc_health.v1.health import aio  # type: ignore[attr-defined]
@@ -28,12 +28,13 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 def authorization_methods(
     front: CheckFront, caller: Callable[[Context], object]
-) -> dict[str, tuple[Any, type[CheckRequest], type[CheckResponse]]]:
+) -> dict[str, tuple[Any, type[_Question], type[CheckResponse]]]:
     """The methods of the gRPC service; `caller` tells the SPIFFE ID of whoever calls, or raises ValueError."""
 
-    async def check(request: CheckRequest, context: Context) -> CheckResponse:
+    async def check(question: _Question, context: Context) -> CheckResponse:
         try:
-            return await front.check(request, str(caller(context)))
+            checked = front.check(question, str(caller(context)))
+            return checked if isinstance(checked, CheckResponse) else await checked
         except NotYours as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
         except UnknownDestination as error:
@@ -42,7 +43,15 @@ def authorization_methods(
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         raise AssertionError("abort does not return")
 
-    return {"Check": (check, CheckRequest, CheckResponse)}
+    return {"Check": (check, _Question, CheckResponse)}
+
+
+class _Question(bytes):
+    """A CheckRequest as it comes: the engine reads it, and says what is wrong with it."""
+
+    @classmethod
+    def FromString(cls, message: bytes) -> _Question:  # noqa: N802 - as protobuf calls it
+        return cls(message)
 
 
 async def serve_health(server: grpc.aio.Server) -> aio.HealthServicer:
