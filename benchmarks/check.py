@@ -199,7 +199,7 @@ def check_service(state: Path, policies: str) -> Iterator[Callable[[], list[int]
     """The check service as the control plane runs it, with one worker; gives its processes."""
     save_svid(state / "control", svid_for(state, CONTROL))
     with asyncio.Runner() as runner:
-        workers = CheckWorkers(ControlSettings(state, "cluster.local", BASE_PORT), 1)
+        workers = CheckWorkers(ControlSettings(state, "cluster.local", BASE_PORT), 1, print)
 
         async def start() -> None:
             workers.take(revision(policies))

@@ -21,18 +21,21 @@ from spiffe import SpiffeId
 
 from peltast.authz.check.frames import Kind, frame, read_frame
 from peltast.authz.check.front import CheckFront
-from peltast.authz.check.grpc import NAME, authorization_methods, serve_health
+from peltast.authz.check.grpc import MAX_QUESTION_BYTES, authorization_handler, serve_health
 from peltast.authz.check.http import HttpServer
 from peltast.authz.check.pool import EvaluatorPool
-from peltast.cli.console import log_to_stderr
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.settings import LOOPBACK, ControlSettings
 from peltast.identity.certificates import spiffe_id_of
-from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
+from peltast.identity.rpc import caller, server_credentials, server_options
 
 __all__ = ["main"]
 
 DRAIN_SECONDS = 1.5
 """How long requests may go on once the process is told to end: those who wait for it wait 2 s."""
+
+TELL_SECONDS = 1.0
+"""How often the control plane is told what was counted."""
 
 log = structlog.get_logger()
 
@@ -60,11 +63,19 @@ class CheckWorker:
         stopped = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         told = asyncio.create_task(self._follow(reader, writer))
+        telling = asyncio.create_task(self._tell_counts(writer))
         await asyncio.wait([told, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
+        telling.cancel()
         await health.enter_graceful_shutdown()
         await asyncio.gather(rpc.stop(grace=DRAIN_SECONDS), self._http.drain(DRAIN_SECONDS))
         await self._pool.stop()
+        writer.write(frame(Kind.COUNTS, self._front.counted().dump()))
+
+    async def _tell_counts(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asyncio.sleep(TELL_SECONDS)
+            writer.write(frame(Kind.COUNTS, self._front.counted().dump()))
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -90,9 +101,9 @@ class CheckWorker:
         return context
 
     async def _serve_rpc(self) -> tuple[grpc.aio.Server, Any]:
-        options = [(name, 1 if name == "grpc.so_reuseport" else value) for name, value in server_options]
-        server = grpc.aio.server(options=[*options, ("grpc.max_receive_message_length", 1024 * 1024)])
-        server.add_generic_rpc_handlers((generic_handler(NAME, authorization_methods(self._front, caller)),))
+        own = {"grpc.so_reuseport": 1, "grpc.max_receive_message_length": MAX_QUESTION_BYTES}
+        server = grpc.aio.server(options=tuple({**dict(server_options), **own}.items()))  # of two, gRPC takes the first
+        server.add_generic_rpc_handlers((authorization_handler(self._front, caller),))
         health = await serve_health(server)
         address = self._settings.address(self._settings.ports.ext_authz)
         server.add_secure_port(address, server_credentials(self._identity, require_client=True))

@@ -6,7 +6,7 @@ reflection, for operators' tools.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -19,21 +19,32 @@ from grpc_reflection.v1alpha import reflection
 from peltast.authz.check.front import CheckFront
 from peltast.authz.check.service import NotYours, UnknownDestination
 
-__all__ = ["NAME", "authorization_methods", "serve_health"]
+__all__ = ["MAX_QUESTION_BYTES", "NAME", "TOO_LONG", "authorization_handler", "serve_health"]
+
+MAX_QUESTION_BYTES = 1024 * 1024
+"""Envoy bounds a request's headers to far less."""
+
+TOO_LONG = f"a CheckRequest has at most {MAX_QUESTION_BYTES} bytes"
 
 NAME = "envoy.service.auth.v3.Authorization"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-def authorization_methods(
+def authorization_handler(
     front: CheckFront, caller: Callable[[Context], object]
-) -> dict[str, tuple[Any, type[_Question], type[CheckResponse]]]:
-    """The methods of the gRPC service; `caller` tells the SPIFFE ID of whoever calls, or raises ValueError."""
+) -> grpc.GenericRpcHandler[Any, CheckResponse]:
+    """The gRPC service; `caller` tells the SPIFFE ID of whoever calls, or raises ValueError."""
 
-    async def check(question: _Question, context: Context) -> CheckResponse:
+    async def check(questions: AsyncIterator[bytes], context: Context) -> CheckResponse:
         try:
-            checked = front.check(question, str(caller(context)))
+            who = str(caller(context))
+            question = await anext(questions, None)
+            if question is None:
+                # gRPC has told the caller already; it has not told us more than that.
+                front.counts.refuse(who, TOO_LONG)
+                raise ValueError(TOO_LONG)
+            checked = front.check(question, who)
             return checked if isinstance(checked, CheckResponse) else await checked
         except NotYours as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
@@ -43,15 +54,9 @@ def authorization_methods(
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         raise AssertionError("abort does not return")
 
-    return {"Check": (check, _Question, CheckResponse)}
-
-
-class _Question(bytes):
-    """A CheckRequest as it comes: the engine reads it, and says what is wrong with it."""
-
-    @classmethod
-    def FromString(cls, message: bytes) -> _Question:  # noqa: N802 - as protobuf calls it
-        return cls(message)
+    # Read as a stream of one message (the same on the wire): so one that gRPC refuses does not pass unseen.
+    handler = grpc.stream_unary_rpc_method_handler(check, response_serializer=CheckResponse.SerializeToString)
+    return grpc.method_handlers_generic_handler(NAME, {"Check": handler})
 
 
 async def serve_health(server: grpc.aio.Server) -> aio.HealthServicer:

@@ -31,6 +31,12 @@ MAX_HEADER_BYTES = 96 * 1024
 
 IDLE_SECONDS = 300.0
 
+LINGER_SECONDS = 1.0
+"""How long is read on from who sent what is no request."""
+
+QUIET_SECONDS = 0.2
+"""How long a connection on which nothing is asked may still be used at the end: a request may be on its way."""
+
 log = structlog.get_logger()
 
 CallerOf = Callable[[asyncio.BaseTransport], object]
@@ -81,12 +87,17 @@ class _Connection(asyncio.Protocol):
         self._active_at = 0.0
         self._is_clogged = False
         self._ends = False
+        self._is_refused = False
         self.lost = asyncio.get_running_loop().create_future()
         """Done once there is no connection any more."""
 
     def drain(self) -> None:
         """Ends it, once what is asked is answered."""
         self._ends = True
+        if self._answering is None:
+            asyncio.get_running_loop().call_later(QUIET_SECONDS, self._end_if_quiet)
+
+    def _end_if_quiet(self) -> None:
         if self._answering is None:
             self._transport.close()
 
@@ -122,11 +133,21 @@ class _Connection(asyncio.Protocol):
             self._answering.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error.__context__))
         except httptools.HttpParserError as error:
-            self._ends = True
-            self._respond((HTTPStatus.BAD_REQUEST, [], str(error).encode()))
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+
+    def _refuse(self, status: HTTPStatus, why: str) -> None:
+        """Answers what is no request, and takes no more; what still comes is read, or the answer would be lost."""
+        self._front.counts.refuse(self._caller, why)
+        self._is_refused = True
+        self._respond((status, [], why.encode()))
+        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.close)
 
     # httptools' side
 
@@ -191,7 +212,7 @@ class _Connection(asyncio.Protocol):
         status, headers, body = answer
         lines = [f"HTTP/1.1 {int(status)} {_phrase(status)}", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers if name.lower() != "content-length"]
-        if self._ends:
+        if self._ends or self._is_refused:
             lines.append("connection: close")
         self._transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         if self._ends:
