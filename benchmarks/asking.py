@@ -6,6 +6,7 @@ import asyncio
 import re
 import ssl
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -28,6 +29,11 @@ class Asked:
     request: bytes
     tls: ssl.SSLContext | None = None
     server_name: str | None = None
+    connections: int = CONNECTIONS
+
+
+Ask = Callable[[float, Callable[[], float]], "Answers"]
+"""Asks for so many seconds, and looks at the CPU time that is given."""
 
 
 @dataclass
@@ -35,7 +41,7 @@ class _Load:
     """Those who ask, and what they were answered."""
 
     asked: Asked
-    ends: float
+    ends: float = 0.0
     answers: int = 0
     bodies: set[bytes] = field(default_factory=set)
 
@@ -46,25 +52,41 @@ def post(path: str, body: bytes, content_type: str) -> bytes:
     return head.encode() + body
 
 
-def ask_for(asked: Asked, seconds: float) -> tuple[int, set[bytes]]:
-    """Asks for so long; gives the number of answers, and their bodies.
+@dataclass(frozen=True)
+class Answers:
+    """What came of asking."""
+
+    number: int
+    cpu_seconds: float
+    bodies: set[bytes] = field(default_factory=set)
+
+
+def ask_for(asked: Asked, seconds: float, cpu: Callable[[], float]) -> Answers:
+    """Asks for so long. What `cpu` says is looked at once all connections are there: handshakes are not counted.
 
     Raises:
-        Unexpected: one was no 200.
+        Unexpected: an answer was no 200.
     """
-    return uvloop.run(_ask_for(asked, seconds))
+    return uvloop.run(_ask_for(asked, seconds, cpu))
 
 
-async def _ask_for(asked: Asked, seconds: float) -> tuple[int, set[bytes]]:
+async def _ask_for(asked: Asked, seconds: float, cpu: Callable[[], float]) -> Answers:
     loop = asyncio.get_running_loop()
-    load = _Load(asked, time.monotonic() + seconds)
+    load = _Load(asked)
     name = {"server_hostname": asked.server_name} if asked.tls else {}
     connections = [
         await loop.create_connection(lambda: _Connection(load), "127.0.0.1", asked.port, ssl=asked.tls, **name)
-        for _ in range(CONNECTIONS)
+        for _ in range(asked.connections)
     ]
+    before = cpu()
+    load.ends = time.monotonic() + seconds
+    for _, connection in connections:
+        connection.ask()
     await asyncio.gather(*(connection.done for _, connection in connections))
-    return load.answers, load.bodies
+    used = cpu() - before
+    for transport, _ in connections:
+        transport.close()
+    return Answers(load.answers, used, load.bodies)
 
 
 class _Connection(asyncio.Protocol):
@@ -75,6 +97,8 @@ class _Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
+
+    def ask(self) -> None:
         self._transport.write(self._load.asked.request)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -98,7 +122,6 @@ class _Connection(asyncio.Protocol):
         load.answers += 1
         load.bodies.add(body)
         if time.monotonic() < load.ends:
-            self._transport.write(load.asked.request)
+            self.ask()
         else:
             self.done.set_result(None)
-            self._transport.close()

@@ -17,13 +17,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import uvloop
-from asking import Asked, ask_for, post
+from asking import Answers, Ask, Asked, ask_for, post
 from check_hang import MOST_EXTRA_MS, measure_hang
 from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
@@ -35,6 +35,7 @@ from support.peer import context, svid_for
 from support.running import descendants
 
 from peltast.authz.check.documents import check_revision
+from peltast.authz.check.pool import EVALUATORS
 from peltast.authz.revision import Revision, compile_revision
 from peltast.cli.check_workers import CheckWorkers
 from peltast.cli.readiness import takes_connections, wait_until
@@ -87,15 +88,14 @@ class Result:
 class Server:
     """Something that answers: how it is asked for some seconds, and whose CPU time counts."""
 
-    ask: Callable[[float], int]
+    ask: Ask
     pids: Callable[[], Sequence[int]]
 
     def cpu_us(self, seconds: float) -> float:
         """CPU time of a question, in microseconds."""
         pids = self.pids()
-        before = sum(map(cpu_seconds, pids))
-        answers = self.ask(seconds)
-        return (sum(map(cpu_seconds, pids)) - before) / answers * 1e6
+        answers = self.ask(seconds, lambda: sum(map(cpu_seconds, pids)))
+        return answers.cpu_seconds / answers.number * 1e6
 
 
 def attributes() -> AttributeContext:
@@ -149,12 +149,12 @@ def module_and_data() -> tuple[str, str]:
     return module, json.dumps(dict(source.all_data))
 
 
-def allowed_by_us(asked: Asked) -> Callable[[float], int]:
+def allowed_by_us(asked: Asked) -> Ask:
     """Asks the check service, and looks at what all answers were."""
 
-    def ask(seconds: float) -> int:
-        answers, bodies = ask_for(asked, seconds)
-        for response in map(CheckResponse.FromString, bodies):
+    def ask(seconds: float, cpu: Callable[[], float]) -> Answers:
+        answers = ask_for(asked, seconds, cpu)
+        for response in map(CheckResponse.FromString, answers.bodies):
             own = response.dynamic_metadata["peltast.dev"]
             assert (response.status.code, own["reason"], own["source"]) == (0, "allow_rule", "engine"), response
         return answers
@@ -162,10 +162,11 @@ def allowed_by_us(asked: Asked) -> Callable[[float], int]:
     return ask
 
 
-def allowed_by_opa(seconds: float) -> int:
+def allowed_by_opa(seconds: float, cpu: Callable[[], float]) -> Answers:
     """Asks OPA."""
-    answers, bodies = ask_for(Asked(OPA_PORT, post("/v1/data/access/allow", opa_input(), "application/json")), seconds)
-    assert all(json.loads(body) == {"result": True} for body in bodies), bodies
+    asked = Asked(OPA_PORT, post("/v1/data/access/allow", opa_input(), "application/json"))
+    answers = ask_for(asked, seconds, cpu)
+    assert all(json.loads(body) == {"result": True} for body in answers.bodies), answers.bodies
     return answers
 
 
@@ -231,7 +232,7 @@ def with_children(pids: Sequence[int]) -> list[int]:
 def compare(claim: str, least: float | None, ours: Server, opa: Server, pairs: int, seconds: float) -> Result:
     """Measures one claim."""
     for server in (ours, opa):
-        server.ask(WARM_UP_SECONDS)
+        server.cpu_us(WARM_UP_SECONDS)
     ratios, microseconds = [], []
     for index in range(pairs):
         if index % 2:
@@ -258,8 +259,8 @@ def measure(folder: Path, pairs: int, seconds: float) -> Iterator[Result]:
         with check_service(state, ALLOW + REGO) as pids:
             yield compare("HTTP, mutual TLS", 1.4, Server(allowed_by_us(over_tls), pids), opa, pairs, seconds)
             yield compare("gRPC, mutual TLS", None, Server(grpc, pids), opa, pairs, seconds)
-        with check_service(state, ALLOW + REGO.replace("  entry", "  tier: check\n  entry")) as pids:
-            server = Server(allowed_by_us(over_tls), pids)
+        with check_service(state, ALLOW + REGO.replace("  entry", "  tier: check\n  timeout: 1s\n  entry")) as pids:
+            server = Server(allowed_by_us(replace(over_tls, connections=EVALUATORS)), pids)
             yield compare("HTTP, mutual TLS, check tier", None, server, opa, pairs, seconds)
 
 

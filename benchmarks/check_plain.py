@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 
 import uvloop
@@ -16,6 +17,7 @@ async def serve(port: int, caller: str, revision: bytes) -> None:
     """Serves until it is killed; says on standard output that it does."""
     front = CheckFront(EvaluatorPool())
     await front.take(revision)
+    gc.freeze()  # as a check worker does
     await HttpServer(front, lambda _: caller).start("127.0.0.1", port, None)
     print("serving", flush=True)
     await asyncio.Event().wait()

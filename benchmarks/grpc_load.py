@@ -8,17 +8,17 @@ from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
-from asking import CONNECTIONS
+from asking import CONNECTIONS, Answers, Ask
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 
 from peltast.identity.rpc import channel_credentials, open_channel
 from peltast.identity.svid import Svid
 
 
-def ask_over_grpc(port: int, state: Path, svid: Svid, question: CheckRequest) -> Callable[[float], int]:
-    """Asks `question` for so many seconds, as often as it is answered; gives how often that was."""
+def ask_over_grpc(port: int, state: Path, svid: Svid, question: CheckRequest) -> Ask:
+    """Asks `question` for so many seconds, as often as it is answered."""
 
-    async def ask(seconds: float) -> int:
+    async def ask(seconds: float, cpu: Callable[[], float]) -> Answers:
         credentials = channel_credentials((state / "ca" / "root.pem").read_bytes(), svid.chain_pem, svid.key_pem)
         async with open_channel(f"127.0.0.1:{port}", credentials) as channel:
             check = channel.unary_unary(
@@ -26,7 +26,8 @@ def ask_over_grpc(port: int, state: Path, svid: Svid, question: CheckRequest) ->
                 request_serializer=CheckRequest.SerializeToString,
                 response_deserializer=CheckResponse.FromString,
             )
-            ends = time.monotonic() + seconds
+            await check(question)  # so that there is a connection
+            before, ends = cpu(), time.monotonic() + seconds
 
             async def caller() -> int:
                 answers = 0
@@ -36,6 +37,7 @@ def ask_over_grpc(port: int, state: Path, svid: Svid, question: CheckRequest) ->
                     answers += 1
                 return answers
 
-            return sum(await asyncio.gather(*(caller() for _ in range(CONNECTIONS))))
+            answers = sum(await asyncio.gather(*(caller() for _ in range(CONNECTIONS))))
+            return Answers(answers, cpu() - before)
 
-    return lambda seconds: uvloop.run(ask(seconds))
+    return lambda seconds, cpu: uvloop.run(ask(seconds, cpu))

@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 import httptools
 import structlog
@@ -43,6 +43,8 @@ CallerOf = Callable[[asyncio.BaseTransport], object]
 """The SPIFFE ID of whoever is at the other end; raises ValueError where it has none."""
 
 Answer = tuple[int, Headers, bytes]
+
+_PHRASES = {int(status): status.phrase for status in HTTPStatus}
 
 _REFUSALS = (NotYours, UnknownDestination, ValueError)
 
@@ -156,12 +158,15 @@ class _Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._now.target += url
+        self._now.header_bytes += len(url)
         self._now.bound()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._now.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
-        self._now.header_bytes += len(name) + len(value)
-        self._now.bound()
+        now = self._now
+        now.headers.append((name, value))
+        now.header_bytes += len(name) + len(value)
+        if now.header_bytes > MAX_HEADER_BYTES:
+            now.bound()
 
     def on_body(self, body: bytes) -> None:
         self._now.body += body
@@ -202,7 +207,8 @@ class _Connection(asyncio.Protocol):
         """What the answer is, or will be, and how it is told."""
         target = asked.target.decode()
         if target.startswith(f"{PATH_PREFIX}/"):
-            question = http_question(asked.method, target, asked.headers, self._caller)
+            headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in asked.headers]
+            question = http_question(asked.method, target, headers, self._caller)
             return self._front.check(question.SerializeToString(), self._caller), http_answer
         if asked.method == "POST" and target == "/check":
             return self._front.check(bytes(asked.body), self._caller, sidecar=True), _whole
@@ -210,7 +216,7 @@ class _Connection(asyncio.Protocol):
 
     def _respond(self, answer: Answer) -> None:
         status, headers, body = answer
-        lines = [f"HTTP/1.1 {int(status)} {_phrase(status)}", f"content-length: {len(body)}"]
+        lines = [f"HTTP/1.1 {int(status)} {_PHRASES.get(status, '')}", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers if name.lower() != "content-length"]
         if self._ends or self._is_refused:
             lines.append("connection: close")
@@ -233,15 +239,16 @@ class _Asked:
     def __init__(self) -> None:
         self.method = ""
         self.target = b""
-        self.headers: list[tuple[str, str]] = []
+        self.headers: list[tuple[bytes, bytes]] = []
         self.header_bytes = 0
+        """Those of the target among them."""
         self.body = bytearray()
 
     def bound(self) -> None:
         """Ends the parsing (ValueError) of what is too long."""
         if len(self.body) > MAX_BODY_BYTES:
             raise ValueError(f"a CheckRequest has at most {MAX_BODY_BYTES} bytes")
-        if len(self.target) + self.header_bytes > MAX_HEADER_BYTES:
+        if self.header_bytes > MAX_HEADER_BYTES:
             raise ValueError(f"a request has at most {MAX_HEADER_BYTES} bytes before its body")
 
 
@@ -257,7 +264,3 @@ def _status(error: Exception) -> HTTPStatus:
             return HTTPStatus.NOT_FOUND
         case _:
             return HTTPStatus.BAD_REQUEST
-
-
-def _phrase(status: Any) -> str:
-    return HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else ""
