@@ -33,13 +33,18 @@ VALID_FOR_MS = 60_000
 """How long a sidecar may keep an answer whose attributes determine it. A changed program ends it at once."""
 
 
-@lru_cache(KEPT)
 def check_response(decision: Decision, referenced: tuple[str, ...], *, sidecar: bool) -> CheckResponse:
     """The answer that carries `decision`, which rests on the attributes `referenced`, with how it came about.
 
     A `sidecar` of ours verifies the request's token by itself, and keeps the answer for other requests: what this
     request's token does to headers is none of it. Equal decisions share their answer: it is not to be changed.
     """
+    # A body may be long, and another each time.
+    respond = _response if decision.body is not None else _kept_response
+    return respond(decision, referenced, sidecar=sidecar)
+
+
+def _response(decision: Decision, referenced: tuple[str, ...], *, sidecar: bool) -> CheckResponse:
     metadata = _metadata(decision, referenced)
     if not decision.allowed:
         code = UNAUTHENTICATED if decision.status == 401 else PERMISSION_DENIED
@@ -59,6 +64,9 @@ def check_response(decision: Decision, referenced: tuple[str, ...], *, sidecar: 
         response_headers_to_add=_options(decision.response_headers_to_add),
     )
     return CheckResponse(status=Status(code=OK), ok_response=ok, dynamic_metadata=metadata)
+
+
+_kept_response = lru_cache(KEPT)(_response)
 
 
 def _options(headers: Iterable[tuple[str, str]]) -> list[Any]:
