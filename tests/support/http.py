@@ -25,17 +25,21 @@ class Connection:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self.asked = 0
 
     @classmethod
     async def open(cls, host: str, port: int, tls: ssl.SSLContext | None = None) -> Connection:
         reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=1 << 20)
         return cls(reader, writer)
 
-    async def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
+    async def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Response:
         lines = [f"{method} {path} HTTP/1.1"]
-        merged = {"host": "server.shop.svc.cluster.local", "content-length": "0", **(headers or {})}
+        merged = {"host": "server.shop.svc.cluster.local", "content-length": str(len(body)), **(headers or {})}
         lines += [f"{name}: {value}" for name, value in merged.items()]
-        self._writer.write("\r\n".join([*lines, "", ""]).encode())
+        self._writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        self.asked += 1
         return await asyncio.wait_for(self._response(method), 15)
 
     async def _response(self, method: str) -> Response:

@@ -10,6 +10,7 @@
 
 pub mod attribute;
 mod cache;
+pub mod check_request;
 pub mod counters;
 pub mod decide;
 pub mod decision;

@@ -14,9 +14,10 @@ use crate::record::{self, Field, Type};
 use crate::request::{EditRequest, HeaderList, Headers, Request, Told};
 use crate::{
     Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question,
-    Revocations, Source, Trust, Verdict,
+    Revocations, Shadow, Source, Trust, Verdict,
 };
 
+mod check_request;
 mod records;
 mod rego;
 mod spool;
@@ -119,6 +120,11 @@ struct PyRequest {
     headers: HeaderList,
     /// The headers that are known, where not all of the request is.
     told: Option<Vec<String>>,
+    /// Whom a CheckRequest says that it is for.
+    #[pyo3(get)]
+    destination_principal: String,
+    #[pyo3(get)]
+    destination_address: String,
 }
 
 #[pymethods]
@@ -159,7 +165,14 @@ impl PyRequest {
             protocol: protocol.into_bytes(),
             headers: HeaderList(headers.into_iter().map(header).collect()),
             told: told.map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect()),
+            destination_principal: String::new(),
+            destination_address: String::new(),
         })
+    }
+
+    #[staticmethod]
+    fn from_check_request(question: &[u8]) -> PyResult<Self> {
+        Self::of_check(question)
     }
 }
 
@@ -227,7 +240,9 @@ impl EditRequest for EditedRequest {
     }
 }
 
-#[pyclass(name = "Decision", frozen, get_all)]
+/// Two are equal that say the same, so that answers which carry them can be kept.
+#[pyclass(name = "Decision", frozen, get_all, eq, hash)]
+#[derive(PartialEq, Eq, Hash)]
 struct PyDecision {
     allowed: bool,
     status: u16,
@@ -247,18 +262,31 @@ struct PyDecision {
     body: Option<String>,
     cacheable: bool,
     detail: Option<String>,
-    shadow: Py<PyDict>,
+    shadow: PyShadow,
+}
+
+/// A dictionary of what policies that are not enforced say.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct PyShadow(Option<Arc<Shadow>>);
+
+impl<'py> IntoPyObject<'py> for PyShadow {
+    type Target = PyDict;
+    type Output = Bound<'py, PyDict>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
+        texts(py, &self.0.as_ref().map_or(Ok(Vec::new()), |shadow| shadow.fields()).map_err(refused)?)
+    }
 }
 
 impl PyDecision {
-    fn of(py: Python<'_>, answer: Answer, program: &Program, request: &PyRequest) -> PyResult<Self> {
+    fn of(answer: Answer, program: &Program, request: &PyRequest) -> Self {
         let decision = Arc::unwrap_or_clone(answer.decision);
         let token = answer.token.as_deref();
         let mut edited = EditedRequest::of(request, program);
         program.edit(token, &mut edited);
         let headers = edited.operations.then(decision.headers.clone());
-        let shadow = decision.shadow.as_ref().map_or(Ok(Vec::new()), |shadow| shadow.fields()).map_err(refused)?;
-        Ok(Self {
+        Self {
             allowed: decision.effect == Effect::Allow,
             status: decision.status,
             policy: decision.policy.as_deref().map(str::to_owned),
@@ -279,8 +307,8 @@ impl PyDecision {
             body: decision.body,
             cacheable: decision.lifetime != Lifetime::Once,
             detail: decision.detail,
-            shadow: texts(py, &shadow)?,
-        })
+            shadow: PyShadow(decision.shadow),
+        }
     }
 }
 
@@ -308,7 +336,6 @@ impl PyDecider {
 
     fn decide(
         &mut self,
-        py: Python<'_>,
         program: &PyProgram,
         keys: &PyKeySets,
         revocations: &PyRevocations,
@@ -316,7 +343,7 @@ impl PyDecider {
         now_ms: u64,
     ) -> PyResult<PyDecision> {
         match verdict(&mut self.0, program, keys, revocations, request, now_ms) {
-            Verdict::Decided(answer) => PyDecision::of(py, answer, &program.0, request),
+            Verdict::Decided(answer) => Ok(PyDecision::of(answer, &program.0, request)),
             Verdict::Ask(_) => Err(refused("a check service has nobody to ask")),
         }
     }
@@ -343,7 +370,7 @@ impl PyLocalDecider {
         now_ms: u64,
     ) -> PyResult<Py<PyAny>> {
         match verdict(&mut self.0, program, keys, revocations, request, now_ms) {
-            Verdict::Decided(answer) => Ok(Py::new(py, PyDecision::of(py, answer, &program.0, request)?)?.into_any()),
+            Verdict::Decided(answer) => Ok(Py::new(py, PyDecision::of(answer, &program.0, request))?.into_any()),
             Verdict::Ask(question) => Ok(Py::new(py, PyQuestion(question))?.into_any()),
         }
     }
@@ -361,21 +388,15 @@ impl PyQuestion {
     }
 
     /// The decision about `request`, by `program`, where there is no answer.
-    fn unanswered(
-        &self,
-        py: Python<'_>,
-        program: &PyProgram,
-        request: &PyRequest,
-        detail: String,
-    ) -> PyResult<PyDecision> {
+    fn unanswered(&self, program: &PyProgram, request: &PyRequest, detail: String) -> PyDecision {
         let decision = Arc::new(self.0.unanswered(detail));
         let answer = Answer { decision, cached: false, token: self.0.token.clone() };
-        PyDecision::of(py, answer, &program.0, request)
+        PyDecision::of(answer, &program.0, request)
     }
 }
 
 /// Fields with their values as numbers and text: those that the engine itself made.
-fn texts(py: Python<'_>, fields: &[(Field, &[u8])]) -> PyResult<Py<PyDict>> {
+fn texts<'py>(py: Python<'py>, fields: &[(Field, &[u8])]) -> PyResult<Bound<'py, PyDict>> {
     let values = PyDict::new(py);
     for (field, value) in fields {
         match field.value_type() {
@@ -383,7 +404,7 @@ fn texts(py: Python<'_>, fields: &[(Field, &[u8])]) -> PyResult<Py<PyDict>> {
             Type::Text | Type::Bytes => values.set_item(field.name(), String::from_utf8_lossy(value))?,
         }
     }
-    Ok(values.unbind())
+    Ok(values)
 }
 
 /// What each of a sidecar's workers counted, by its index, out of the bytes of its file `caches`.

@@ -14,7 +14,7 @@ use crate::record::{self, Field, Fields, RecordError};
 const MAX_AUDIT_RULES: usize = 100;
 
 /// Kept as fields of a record: encoded once, for all requests that the decision is remembered for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Shadow(Box<[u8]>);
 
 impl Shadow {

@@ -74,6 +74,23 @@ class Request:
     ) -> None:
         """`told` names the headers that are known, where nothing else is but method, host and path."""
 
+    @staticmethod
+    def from_check_request(question: bytes) -> Request:
+        """What a CheckRequest (`envoy.service.auth.v3`) asks about; a connection, where it has no HTTP part.
+
+        The context extension `peltast.dev/told` names the headers that are told.
+
+        Raises:
+            ValueError: it is none, or an address or a port in it is none.
+        """
+
+    @property
+    def destination_principal(self) -> str:
+        """Whom a CheckRequest says that it is for; empty where it does not."""
+
+    @property
+    def destination_address(self) -> str: ...
+
 @final
 class Decision:
     @property

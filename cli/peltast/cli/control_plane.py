@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
 import typer
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from prometheus_client import CollectorRegistry, start_http_server
 from spiffe import SpiffeId, TrustDomain
 
 from peltast.audit.collector.keys import load_or_create_keys
@@ -29,8 +31,9 @@ from peltast.authz.revocations import NO_REVOCATIONS, Revocation, RevocationList
 from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.changes import ChangeLog
 from peltast.cli.check_workers import CheckWorkers
-from peltast.cli.console import log_to_stderr, run_until_stopped
+from peltast.cli.console import run_until_stopped
 from peltast.cli.kept_bundles import KeptBundles
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.operator_acts import operator_acts_handler
 from peltast.cli.options import BasePort, State, TrustDomainOption
 from peltast.cli.settings import (
@@ -118,13 +121,14 @@ class ControlPlane:
         self._kept_bundles = KeptBundles(settings.state / "control" / "bundles")
         self._revoked = NO_REVOCATIONS
         self._revocations = self._load_revocations()
-        self._check = CheckWorkers(settings, check_workers)
+        self._check = CheckWorkers(settings, check_workers, self._note)
         self._discovery = DiscoveryService(self._surroundings, self._report_status, self._report_live)
         self._certificates = CertificateService(self._authority, self._tokens, self._is_registered, self._acts.report)
 
     async def run(self) -> None:
         """Runs for ever."""
         servers = [await self._serve_join(), await self._serve_mtls(), await self._serve_operators()]
+        metrics = self._serve_metrics()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_configuration())
@@ -132,6 +136,7 @@ class ControlPlane:
                 group.create_task(self._acts.beat())
                 group.create_task(self._rotate())
         finally:
+            metrics.shutdown()
             await self._check.stop()
             for server in servers:
                 await server.stop(grace=None)
@@ -358,6 +363,13 @@ class ControlPlane:
         )
         server.add_secure_port(self._settings.address(port), server_credentials(current, require_client=require_client))
         await server.start()
+        return server
+
+    def _serve_metrics(self) -> WSGIServer:
+        """For whoever is on this machine: numbers only, which name no workload."""
+        registry = CollectorRegistry()
+        registry.register(self._check.metrics)
+        server, _ = start_http_server(self._settings.ports.metrics, LOOPBACK, registry)
         return server
 
     async def _serve_operators(self) -> grpc.aio.Server:

@@ -22,7 +22,8 @@ from peltast.authz.quota.lease_service import LeaseService
 from peltast.authz.quota.limits import Domain
 from peltast.authz.quota.rate_limit_service import RateLimitService
 from peltast.authz.quota.redis_counters import RedisCounters
-from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
+from peltast.cli.console import out, print_error, print_problems, run_until_stopped
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.operator_acts import note_act
 from peltast.cli.settings import operator_socket, sockets_folder
 from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options

@@ -46,7 +46,7 @@ class Ports:
     @property
     def all(self) -> tuple[int, ...]:
         """Every one of them."""
-        return self.join, self.ext_authz, self.mtls, self.check, self.collector
+        return self.join, self.ext_authz, self.mtls, self.check, self.collector, self.metrics
 
     @property
     def join(self) -> int:
@@ -72,6 +72,11 @@ class Ports:
     def collector(self) -> int:
         """Mutual TLS: audit records."""
         return self.base + 4
+
+    @property
+    def metrics(self) -> int:
+        """HTTP in plain, for Prometheus."""
+        return self.base + 5
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from peltast.audit.store.embedded import PostgresUnusable
 from peltast.audit.store.url import DatabaseUnusable
 from peltast.cli.audit.connection import connected
 from peltast.cli.audit.retain import keep_retaining
-from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
+from peltast.cli.console import out, print_error, print_problems, run_until_stopped
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.options import (
     BasePort,
     CheckpointSinks,
