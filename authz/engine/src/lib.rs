@@ -22,6 +22,7 @@ mod pattern;
 pub mod program;
 #[cfg(feature = "python")]
 mod python;
+pub mod quota;
 pub mod ratchet;
 pub mod record;
 pub mod recording;
@@ -43,6 +44,7 @@ pub use attribute::Attribute;
 pub use decide::{Answer, Decider, Question, Verdict};
 pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Reason, Source};
 pub use program::{LoadError, Program};
+pub use quota::{Quotas, Standing};
 pub use rego::{QueryError, RegoError, RegoQuery};
 pub use request::{Connection, EditRequest, HeaderList, Headers, Http, Request, Told};
 pub use shadow::Shadow;

@@ -18,8 +18,8 @@ use crate::start::Start;
 use crate::stored::{Fault, Suspect, Walk};
 use crate::tree::{self, Frontier, Node};
 use crate::{
-    Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question,
-    Revocations, Source, Trust, Verdict,
+    Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question, Quotas,
+    Revocations, Source, Standing, Trust, Verdict,
 };
 
 mod rego;
@@ -287,13 +287,18 @@ impl PyDecision {
 }
 
 #[pyclass(name = "Decider")]
-struct PyDecider(Decider);
+struct PyDecider {
+    decider: Decider,
+    /// Of tools: as a sidecar counts. Who asks the check service counts by itself.
+    quotas: Option<Quotas>,
+}
 
 #[pymethods]
 impl PyDecider {
     #[new]
-    fn new() -> Self {
-        Self(Decider::for_check_service())
+    #[pyo3(signature = (*, counts=false))]
+    fn new(counts: bool) -> Self {
+        Self { decider: Decider::for_check_service(), quotas: counts.then(Quotas::new) }
     }
 
     fn decide(
@@ -306,10 +311,16 @@ impl PyDecider {
         now_ms: u64,
     ) -> PyResult<PyDecision> {
         let trust = Trust { keys: &keys.0, revocations: &revocations.0 };
-        match request.with(|request| self.0.decide(&program.0, &trust, request, now_ms)) {
-            Verdict::Decided(answer) => PyDecision::of(py, answer, &program.0, request),
-            Verdict::Ask(_) => Err(refused("a check service has nobody to ask")),
-        }
+        let Verdict::Decided(answer) = request.with(|request| self.decider.decide(&program.0, &trust, request, now_ms))
+        else {
+            return Err(refused("a check service has nobody to ask"));
+        };
+        let Some(quotas) = &self.quotas else { return PyDecision::of(py, answer, &program.0, request) };
+        let clock = || now_ms.saturating_mul(1_000_000);
+        let (answer, standing) = request.with(|request| quotas.admit(&program.0, request, answer, &clock));
+        let mut decision = PyDecision::of(py, answer, &program.0, request)?;
+        decision.response_headers_to_add.extend(standing.into_iter().flat_map(Standing::into_headers));
+        Ok(decision)
     }
 }
 

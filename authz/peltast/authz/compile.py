@@ -25,6 +25,7 @@ from peltast.policies.kinds.authorization import (
     is_template,
 )
 from peltast.policies.kinds.mesh import MeshConfigSpec, Normalization
+from peltast.policies.kinds.rate_limit import PATH_TEMPLATE, Limit, RateLimitPolicySpec
 from peltast.policies.kinds.request_authentication import JwtRule, RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Resource
 from peltast.policies.rego_sources import RegoSource
@@ -68,6 +69,7 @@ def compile_program(snapshot: Snapshot, workload: Workload) -> bytes:
                 authentication(rule, key_set_name(resource, index), require=resource.spec.require)
                 for resource, index, rule in jwt_rules(snapshot, workload)
             ],
+            **({"rate_limits": limits} if (limits := rate_limits(snapshot, workload)) else {}),
             **({"recording": said} if (said := recording(workload.record)) else {}),
             "rego": [rego_policy(snapshot.rego[name]) for name in providers(policies)],
             "policies": [
@@ -266,6 +268,48 @@ def policy(
     if spec.targets:
         lowered["service_ports"] = list(service_ports)
     return lowered
+
+
+def rate_limits(snapshot: Snapshot, workload: Workload) -> list[Json]:
+    """Every RateLimitPolicy for `workload`."""
+    return [
+        rate_limit(resource, snapshot.trust_domains, snapshot.target_ports(resource, workload))
+        for resource in snapshot.applying_to(workload, RateLimitPolicySpec)
+    ]
+
+
+def rate_limit(
+    resource: Resource[RateLimitPolicySpec], trust_domains: Sequence[str], service_ports: Sequence[int]
+) -> Json:
+    """One RateLimitPolicy; `service_ports` as in :func:`policy`."""
+    spec, scope = resource.spec, Scope(resource.namespace, trust_domains)
+    return {
+        "name": resource.full_name,
+        "on_error": spec.on_error.value,
+        "limits": [limit(each, index, scope) for index, each in enumerate(spec.limits)],
+        **({"dry_run": True} if spec.dry_run else {}),
+        **({"service_ports": list(service_ports)} if spec.targets else {}),
+    }
+
+
+def limit(given: Limit, index: int, scope: Scope) -> Json:
+    """One limit. Clients are told its name, or its place where it has none: a policy's name is not theirs to know."""
+    name = given.name or f"limit-{index}"
+    names = [name] if len(given.rates) == 1 else [f"{name}-{rate.per}" for rate in given.rates]
+    return {
+        "rules": [rule(each, scope) for each in given.rules],
+        "by": [key for key in given.by if key != PATH_TEMPLATE],
+        **({"templates": given.path_templates} if given.path_templates else {}),
+        "rates": [
+            {
+                "name": name,
+                "requests": rate.requests,
+                "period_ms": rate.period // timedelta(milliseconds=1),
+                "burst": rate.at_once,
+            }
+            for name, rate in zip(names, given.rates, strict=True)
+        ],
+    }
 
 
 def rule(given: Rule, scope: Scope) -> Json:

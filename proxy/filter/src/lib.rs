@@ -25,6 +25,7 @@ mod outcome;
 #[cfg(feature = "panic-for-tests")]
 mod panic_for_tests;
 mod process;
+mod quota;
 mod received;
 mod stream;
 mod summary;

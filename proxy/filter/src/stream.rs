@@ -8,7 +8,7 @@ use peltast_engine::path::Normalization;
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::recording::Recorder;
 use peltast_engine::{
-    Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Token, Told, Verdict,
+    Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Standing, Token, Told, Verdict,
 };
 
 use crate::abi;
@@ -18,6 +18,7 @@ use crate::downstream::Downstream;
 use crate::envoy::Stream;
 use crate::live::Validity;
 use crate::outcome::{decided_by, Outcome};
+use crate::quota::{self, quotas};
 use crate::received::{Changed, Edited, Received};
 use crate::summary::Counted;
 use crate::worker::{self, Ended, Now, Worker};
@@ -38,6 +39,8 @@ pub(crate) struct StreamState {
     /// Whether it was let through without one, for want of room.
     dropped: bool,
     response_headers: Vec<(String, String)>,
+    /// What the client is told of the limits that counted it.
+    standing: Option<Standing>,
     /// Boxed: few streams ask.
     question: Option<Box<Asked>>,
     /// When its peer's SVID ends, in milliseconds since 1970.
@@ -95,6 +98,7 @@ impl StreamState {
             counted: None,
             dropped: false,
             response_headers: Vec::new(),
+            standing: None,
             question: None,
             peer_ends_ms: 0,
             token_ends_ms: u64::MAX,
@@ -115,6 +119,10 @@ impl StreamState {
     pub(crate) fn on_response_headers(&mut self, stream: &mut Stream) {
         for (name, value) in self.response_headers.drain(..) {
             stream.add_response_header(&name, &value);
+        }
+        if let Some(standing) = self.standing.take() {
+            stream.add_response_header(Standing::POLICY, &standing.policy);
+            stream.add_response_header(Standing::LIMIT, &standing.limit);
         }
     }
 
@@ -297,6 +305,14 @@ impl StreamState {
         }
     }
 
+    /// Has the request counted by what limits there are, if it is allowed.
+    fn count(&mut self, stream: &Stream, answer: Answer, downstream: &Downstream) -> Answer {
+        let request = request(stream, stream, downstream);
+        let (answer, standing) = quotas().admit(&self.program, &request, answer, &quota::now);
+        self.standing = standing;
+        answer
+    }
+
     /// Writes the decision record. A decision that cannot be recorded is a denial, or dropped.
     fn record(
         &mut self,
@@ -306,6 +322,7 @@ impl StreamState {
         trusted: &Trusted,
         now: Now,
     ) -> Answer {
+        let answer = if self.program.has_limits() { self.count(stream, answer, downstream) } else { answer };
         let outcome = Outcome {
             decision: &answer.decision,
             decided_by: decided_by(&answer),
