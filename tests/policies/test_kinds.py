@@ -53,7 +53,7 @@ REFUSED = [
     ("RateLimitPolicy", "{}", 0, "limits", "nothing is given", "the field is required"),
     ("RateLimitPolicy", "limits: []", 0, "limits", "0 are given", "1 to 32 are allowed"),
     ("RateLimitPolicy", RATES + "scope: mesh", 2, "limits[0].scope", "unknown field", "known are name, rules, by"),
-    ("RateLimitPolicy", "scope: mesh\n" + RATES, 0, "scope", '"mesh" is given', "'local'"),
+    ("RateLimitPolicy", "scope: mesh\n" + RATES, 0, "scope", '"mesh" is given', "'local' or 'global'"),
     ("RateLimitPolicy", "onError: open\n" + RATES, 0, "onError", '"open" is given', "'deny' or 'allow'"),
     ("RateLimitPolicy", "dryRun: 'true'\n" + RATES, 0, "dryRun", '"true" is given', "boolean"),
     ("RateLimitPolicy", "targetRef: {kind: Gateway, name: a}\n" + RATES, 0, "targetRef.kind", "Gateway", "a Service"),

@@ -242,7 +242,7 @@ mod tests {
                 ]}]},
             ],
             "rate_limits": [{
-                "name": "a/l", "dry_run": false, "on_error": "deny", "service_ports": [15006], "limits": [{
+                "name": "a/l", "dry_run": false, "on_error": "deny", "scope": "global", "service_ports": [15006], "limits": [{
                     "rules": [], "by": ["source.principal"], "templates": ["/a/{*}"],
                     "rates": [{"name": "l", "requests": 1, "period_ms": 1000, "burst": 1}],
                 }],
@@ -303,6 +303,7 @@ mod tests {
             ("/recording/claims/0/path", json!([]), "no claim"),
             ("/recording/claims/0/path", json!("a"), "invalid type"),
             ("/rate_limits/0/on_error", json!("open"), "unknown variant"),
+            ("/rate_limits/0/scope", json!("mesh"), "unknown variant"),
             ("/rate_limits/0/limits/0/by/0", json!("source.colour"), "no attribute"),
             ("/rate_limits/0/limits/0/templates/0", json!("a"), "no path template"),
             ("/rate_limits/0/limits/0/rates/0/requests", json!(-1), "invalid value"),
@@ -340,6 +341,7 @@ mod tests {
             "recording",
             "rate_limits",
             "templates",
+            "scope",
         ];
         let objects = [
             "",

@@ -44,7 +44,6 @@ pub use attribute::Attribute;
 pub use decide::{Answer, Decider, Question, Verdict};
 pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Reason, Source};
 pub use program::{LoadError, Program};
-pub use quota::{Quotas, Standing};
 pub use rego::{QueryError, RegoError, RegoQuery};
 pub use request::{Connection, EditRequest, HeaderList, Headers, Http, Request, Told};
 pub use shadow::Shadow;

@@ -210,7 +210,7 @@ impl Program {
         self.plaintext.contains(&port)
     }
 
-    /// Whether requests that are allowed are to be counted: see [`crate::Quotas`].
+    /// Whether requests that are allowed are to be counted: see [`crate::quota::Quotas`].
     pub fn has_limits(&self) -> bool {
         !self.limits.is_empty()
     }

@@ -11,6 +11,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::counters::{self, Counters};
 use crate::document::Tier;
+use crate::quota::{Admission, Mount, Quotas, Standing, Waker};
 use crate::ratchet::{Key, Root};
 use crate::record::{self, Field, Fields, Kind, Position, Record, RecordError, State, Type};
 use crate::request::{EditRequest, HeaderList, Headers, Request, Told};
@@ -18,8 +19,8 @@ use crate::start::Start;
 use crate::stored::{Fault, Suspect, Walk};
 use crate::tree::{self, Frontier, Node};
 use crate::{
-    Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question, Quotas,
-    Revocations, Source, Standing, Trust, Verdict,
+    Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question,
+    Revocations, Source, Trust, Verdict,
 };
 
 mod rego;
@@ -286,6 +287,19 @@ impl PyDecision {
     }
 }
 
+/// A moment, in milliseconds.
+struct At(u64);
+
+impl Mount for At {
+    fn now(&self) -> u64 {
+        self.0.saturating_mul(1_000_000)
+    }
+
+    fn waker(&self) -> Option<Waker> {
+        None
+    }
+}
+
 #[pyclass(name = "Decider")]
 struct PyDecider {
     decider: Decider,
@@ -298,7 +312,7 @@ impl PyDecider {
     #[new]
     #[pyo3(signature = (*, counts=false))]
     fn new(counts: bool) -> Self {
-        Self { decider: Decider::for_check_service(), quotas: counts.then(Quotas::new) }
+        Self { decider: Decider::for_check_service(), quotas: counts.then(Quotas::for_tools) }
     }
 
     fn decide(
@@ -316,8 +330,11 @@ impl PyDecider {
             return Err(refused("a check service has nobody to ask"));
         };
         let Some(quotas) = &self.quotas else { return PyDecision::of(py, answer, &program.0, request) };
-        let clock = || now_ms.saturating_mul(1_000_000);
-        let (answer, standing) = request.with(|request| quotas.admit(&program.0, request, answer, &clock));
+        let Admission::Decided(answer, standing) =
+            request.with(|request| quotas.admit(&program.0, request, answer, &At(now_ms)))
+        else {
+            return Err(refused("a tool has nothing to wait for"));
+        };
         let mut decision = PyDecision::of(py, answer, &program.0, request)?;
         decision.response_headers_to_add.extend(standing.into_iter().flat_map(Standing::into_headers));
         Ok(decision)

@@ -288,6 +288,7 @@ def rate_limit(
         "on_error": spec.on_error.value,
         "limits": [limit(each, index, scope) for index, each in enumerate(spec.limits)],
         **({"dry_run": True} if spec.dry_run else {}),
+        **({"scope": spec.scope.value} if spec.is_global else {}),
         **({"service_ports": list(service_ports)} if spec.targets else {}),
     }
 

@@ -11,6 +11,7 @@
 mod abi;
 mod access_log;
 mod again;
+mod borrow;
 mod callout;
 mod config;
 mod connection;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::Deserialize;
 
+use super::leases::Shared;
 use super::rate::Rate;
 use crate::attribute::{Attribute, Facts};
 use crate::document::{OnError, Rule};
@@ -22,10 +23,23 @@ pub(crate) struct RateLimitPolicy {
     #[serde(default)]
     pub(crate) dry_run: bool,
     pub(crate) on_error: OnError,
+    #[serde(default)]
+    pub(crate) scope: Scope,
     /// The ports that peers connect to for which it is; all where none are given.
     #[serde(default)]
     pub(crate) service_ports: Vec<u16>,
     pub(crate) limits: Vec<LimitDocument>,
+}
+
+/// Where requests are counted.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Scope {
+    /// In each sidecar.
+    #[default]
+    Local,
+    /// In one place for all sidecars.
+    Global,
 }
 
 #[derive(Deserialize)]
@@ -63,6 +77,8 @@ pub(crate) struct Limit {
     /// Its place in the policy.
     pub(crate) index: u32,
     pub(crate) on_error: OnError,
+    /// Whether its tokens are borrowed of what all sidecars share.
+    pub(crate) is_shared: bool,
     service_ports: Vec<u16>,
     rules: Vec<Rule>,
     by: Vec<Attribute>,
@@ -85,7 +101,9 @@ impl Limits {
         for policy in policies {
             let list = if policy.dry_run { &mut limits.dry_run } else { &mut limits.enforced };
             for (index, limit) in policy.limits.into_iter().enumerate() {
-                list.push(Limit::new(&policy.name, policy.on_error, &policy.service_ports, index as u32, limit)?);
+                let is_shared = policy.scope == Scope::Global;
+                let limit = Limit::new(&policy.name, policy.on_error, &policy.service_ports, index as u32, limit)?;
+                list.push(Limit { is_shared, ..limit });
             }
         }
         Ok(limits)
@@ -116,6 +134,7 @@ impl Limit {
             policy: Arc::clone(policy),
             index,
             on_error,
+            is_shared: false,
             service_ports: service_ports.to_vec(),
             rules: limit.rules,
             by: limit.by,
@@ -156,6 +175,11 @@ impl Limit {
             key.extend_from_slice(&hash.0);
         }
         key
+    }
+
+    /// What the quota service is to know it by.
+    pub(crate) fn shared(&self, key: &[u8]) -> Shared {
+        Shared { policy: Arc::clone(&self.policy), limit: self.index, key: key.into() }
     }
 
     /// What clients are told that its rate at `index` is called, in quotes.

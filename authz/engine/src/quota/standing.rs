@@ -30,7 +30,7 @@ pub(crate) struct Nearest<'l> {
     pub(crate) limit: &'l Limit,
     pub(crate) rate: usize,
     pub(crate) left: u64,
-    /// Until its bucket is full again; of an empty one, until there is a token in it.
+    /// Until its bucket is full again; of an empty one, until there is a token in it. 0 where that is not known.
     pub(crate) nanoseconds: u64,
 }
 
@@ -38,7 +38,10 @@ impl Nearest<'_> {
     /// What is told of it and of all `limits` that count the request.
     pub(crate) fn standing<'l>(&self, limits: impl Iterator<Item = &'l Limit>) -> Standing {
         let told: Vec<&str> = limits.map(|limit| &*limit.told).collect();
-        let limit = format!("{};r={};t={}", self.limit.rate_name(self.rate), self.left, self.seconds());
+        let mut limit = format!("{};r={}", self.limit.rate_name(self.rate), self.left);
+        if self.nanoseconds > 0 {
+            limit.push_str(&format!(";t={}", self.seconds()));
+        }
         Standing { policy: told.join(", ").into(), limit: limit.into() }
     }
 

@@ -1,4 +1,5 @@
 use std::cell::Cell;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use serde_json::{json, Value};
 
@@ -13,9 +14,22 @@ thread_local! {
     static TIME: Cell<u64> = const { Cell::new(SECOND) };
 }
 
+/// A request that waits for nothing.
+struct Here;
+
+impl Mount for Here {
+    fn now(&self) -> u64 {
+        TIME.get()
+    }
+
+    fn waker(&self) -> Option<Waker> {
+        None
+    }
+}
+
 fn quotas() -> Quotas {
     TIME.set(SECOND);
-    Quotas::new()
+    Quotas::for_tools()
 }
 
 fn rate(requests: u64) -> Value {
@@ -37,7 +51,10 @@ fn with(mut policy: Value, name: &str, value: Value) -> Value {
 
 fn admit(quotas: &Quotas, program: &Arc<Program>, sample: &Sample) -> (Answer, Option<Standing>) {
     let answer = sample.decided_by(&mut Decider::for_sidecar(), program, &no_keys());
-    sample.with(|request| quotas.admit(program, request, answer, &|| TIME.get()))
+    match sample.with(|request| quotas.admit(program, request, answer, &Here)) {
+        Admission::Decided(answer, standing) => (answer, standing),
+        Admission::Waiting(_) => panic!("it waits"),
+    }
 }
 
 fn status(quotas: &Quotas, program: &Arc<Program>, sample: &Sample) -> u16 {
@@ -229,4 +246,90 @@ fn a_rate_that_cannot_be_counted_is_refused() {
         let document = Document::new().limited(policy(json!([limit])));
         assert!(document.try_load().err().expect(field).contains("shop/p"), "{field}");
     }
+}
+
+/// A request that can be woken.
+struct Waits<'c>(&'c Arc<AtomicUsize>);
+
+impl Mount for Waits<'_> {
+    fn now(&self) -> u64 {
+        TIME.get()
+    }
+
+    fn waker(&self) -> Option<Waker> {
+        let woken = Arc::clone(self.0);
+        Some(Box::new(move || {
+            woken.fetch_add(1, Ordering::Relaxed);
+        }))
+    }
+}
+
+fn shared(limits: Value) -> Value {
+    with(policy(limits), "scope", json!("global"))
+}
+
+/// What becomes of a request of a sidecar: its status, or none where it waits.
+fn ask(quotas: &Quotas, program: &Arc<Program>, woken: &Arc<AtomicUsize>) -> Option<u16> {
+    let sample = Sample::default();
+    let answer = sample.decided_by(&mut Decider::for_sidecar(), program, &no_keys());
+    match sample.with(|request| quotas.admit(program, request, answer, &Waits(woken))) {
+        Admission::Decided(answer, _) => Some(answer.decision.status),
+        Admission::Waiting(answer) => {
+            assert_eq!(answer.decision.effect, Effect::Allow);
+            None
+        }
+    }
+}
+
+fn lend(quotas: &Quotas, lent: &Lent) {
+    assert!(quotas.has_wants());
+    for want in quotas.wants(TIME.get()) {
+        assert_eq!((&*want.of.policy, want.of.limit), ("shop/p", 0));
+        quotas.receive(want, lent.clone(), TIME.get());
+    }
+}
+
+#[test]
+fn a_request_waits_for_tokens_that_are_borrowed_and_takes_none_meanwhile() {
+    TIME.set(SECOND);
+    let (quotas, woken) = (Quotas::for_sidecar(), Arc::default());
+    let own = with(policy(json!([limit(&[], 2)])), "name", json!("shop/a-local"));
+    let program = Document::new().limited(own).limited(shared(json!([limit(&[], 100)]))).load();
+    for _ in 0..5 {
+        assert_eq!(ask(&quotas, &program, &woken), None);
+    }
+    lend(&quotas, &Lent::Tokens { lease: "l".to_owned(), tokens: 9, valid_ms: 2000 });
+    assert_eq!(woken.load(Ordering::Relaxed), 5);
+    let found: Vec<_> = (0..3).map(|_| ask(&quotas, &program, &woken)).collect();
+    assert_eq!(found, [Some(200), Some(200), Some(429)], "those that waited took none of the local bucket");
+    assert_eq!(woken.load(Ordering::Relaxed), 5);
+}
+
+#[test]
+fn without_the_quota_service_it_is_as_on_error_says() {
+    for (on_error, wanted) in [("deny", 503), ("allow", 200)] {
+        TIME.set(SECOND);
+        let (quotas, woken) = (Quotas::for_sidecar(), Arc::default());
+        let policy = with(shared(json!([limit(&[], 100)])), "on_error", json!(on_error));
+        let program = Document::new().limited(policy).load();
+        assert_eq!(ask(&quotas, &program, &woken), None);
+        lend(&quotas, &Lent::Failed("away".to_owned()));
+        assert_eq!(ask(&quotas, &program, &woken), Some(wanted), "{on_error}");
+    }
+}
+
+#[test]
+fn a_shared_limit_on_trial_makes_nobody_wait() {
+    TIME.set(SECOND);
+    let (quotas, woken) = (Quotas::for_sidecar(), Arc::default());
+    let program = Document::new().limited(with(shared(json!([limit(&[], 100)])), "dry_run", json!(true))).load();
+    assert_eq!(ask(&quotas, &program, &woken), Some(200));
+    lend(&quotas, &Lent::None(60_000));
+    assert_eq!((ask(&quotas, &program, &woken), woken.load(Ordering::Relaxed)), (Some(200), 0));
+}
+
+#[test]
+fn tools_count_by_themselves_what_is_shared() {
+    let (quotas, program) = (quotas(), Document::new().limited(shared(json!([limit(&[], 2)]))).load());
+    assert_eq!(admitted(&quotas, &program, &Sample::default()), 2);
 }

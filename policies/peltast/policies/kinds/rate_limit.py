@@ -49,6 +49,9 @@ class Scope(StrEnum):
     """Where requests are counted."""
 
     LOCAL = "local"
+    """In each sidecar."""
+    GLOBAL = "global"
+    """In one place for all sidecars."""
 
 
 class Rate(Model):
@@ -123,6 +126,11 @@ class RateLimitPolicySpec(TargetedSpec):
     on_error: OnError = OnError.DENY
     dry_run: bool = False
     limits: list[Limit]
+
+    @property
+    def is_global(self) -> bool:
+        """Whether all sidecars count together."""
+        return self.scope is Scope.GLOBAL
 
     def problems(self) -> list[Finding]:
         """See :meth:`Spec.problems`."""
