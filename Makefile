@@ -67,6 +67,7 @@ lint: build ## Formatting, lints, types, import contracts
 bench: build ## Measure the engine, the sidecar and the audit store against their limits
 	@$(BIN)/python benchmarks/decide.py --check
 	@$(BIN)/python benchmarks/sidecar.py --check
+	@$(BIN)/python benchmarks/quota.py --check
 	@$(BIN)/python benchmarks/audit.py --check
 	@$(BIN)/python benchmarks/bundle.py --check
 

@@ -14,7 +14,8 @@ from typing import Any
 import httpx
 import structlog
 
-from peltast.authz.compile import Json, KeySource
+from peltast.authz.canonical import Json
+from peltast.authz.compile import KeySource
 from peltast.authz.jwks import MAX_AGE, Answer, FetchedKeys, dump, read_key_set, restore
 
 __all__ = ["KeyFetcher", "KeyStatus"]

@@ -86,7 +86,7 @@ pub(crate) struct Limit {
     pub(crate) rates: Vec<Rate>,
     names: Vec<Box<str>>,
     /// What `RateLimit-Policy` says of it.
-    pub(crate) told: Box<str>,
+    pub(crate) told: Arc<str>,
     /// What its keys begin with: another limit, or the same with other rates, counts anew.
     id: [u8; 16],
 }

@@ -1,5 +1,8 @@
 //! What clients are told of limits: the headers of draft-ietf-httpapi-ratelimit-headers-10.
 
+use std::fmt::Write;
+use std::sync::Arc;
+
 use super::limit::Limit;
 
 const SECOND: u64 = 1_000_000_000;
@@ -8,9 +11,9 @@ const SECOND: u64 = 1_000_000_000;
 #[derive(Debug, PartialEq, Eq)]
 pub struct Standing {
     /// The header [`Self::POLICY`]: every limit that counted the request.
-    pub policy: Box<str>,
+    pub policy: Arc<str>,
     /// The header [`Self::LIMIT`]: what is left of the nearest of them.
-    pub limit: Box<str>,
+    pub limit: String,
 }
 
 impl Standing {
@@ -21,7 +24,7 @@ impl Standing {
 
     /// Both headers, by their names.
     pub fn into_headers(self) -> [(String, String); 2] {
-        [(Self::POLICY.to_owned(), self.policy.into()), (Self::LIMIT.to_owned(), self.limit.into())]
+        [(Self::POLICY.to_owned(), self.policy.as_ref().to_owned()), (Self::LIMIT.to_owned(), self.limit)]
     }
 }
 
@@ -36,13 +39,20 @@ pub(crate) struct Nearest<'l> {
 
 impl Nearest<'_> {
     /// What is told of it and of all `limits` that count the request.
-    pub(crate) fn standing<'l>(&self, limits: impl Iterator<Item = &'l Limit>) -> Standing {
-        let told: Vec<&str> = limits.map(|limit| &*limit.told).collect();
-        let mut limit = format!("{};r={}", self.limit.rate_name(self.rate), self.left);
+    pub(crate) fn standing<'l>(&self, mut limits: impl ExactSizeIterator<Item = &'l Limit>) -> Standing {
+        let policy = match (limits.len(), limits.next()) {
+            (1, Some(only)) => Arc::clone(&only.told),
+            (_, first) => {
+                first.into_iter().chain(limits).map(|limit| &*limit.told).collect::<Vec<_>>().join(", ").into()
+            }
+        };
+        let mut limit = String::with_capacity(48);
+        let name = self.limit.rate_name(self.rate);
+        let _ = write!(limit, "{name};r={}", self.left); // to a String: never an error
         if self.nanoseconds > 0 {
-            limit.push_str(&format!(";t={}", self.seconds()));
+            let _ = write!(limit, ";t={}", self.seconds());
         }
-        Standing { policy: told.join(", ").into(), limit: limit.into() }
+        Standing { policy, limit }
     }
 
     /// Whole seconds, rounded up: who waits that long does not come too early.
