@@ -67,6 +67,7 @@ lint: build ## Formatting, lints, types, import contracts
 bench: build ## Measure the engine, the sidecar, the audit store and the check service against their limits
 	@$(BIN)/python benchmarks/decide.py --check
 	@$(BIN)/python benchmarks/sidecar.py --check
+	@$(BIN)/python benchmarks/quota.py --check
 	@$(BIN)/python benchmarks/audit.py --check
 	@$(BIN)/python benchmarks/bundle.py --check
 	@$(BIN)/python benchmarks/check.py --check

@@ -23,6 +23,7 @@ mod pattern;
 pub mod program;
 #[cfg(feature = "python")]
 mod python;
+pub mod quota;
 pub mod ratchet;
 pub mod record;
 pub mod recording;

@@ -10,6 +10,7 @@ use pyo3::types::{PyBytes, PyDict};
 
 use crate::counters::{self, Counters};
 use crate::document::Tier;
+use crate::quota::{Admission, Mount, Quotas, Standing, Waker};
 use crate::record::{self, Field, Type};
 use crate::request::{EditRequest, HeaderList, Headers, Request, Told};
 use crate::{
@@ -324,14 +325,32 @@ fn verdict(
     request.with(|request| decider.decide(&program.0, &trust, request, now_ms))
 }
 
+/// A moment, in milliseconds.
+struct At(u64);
+
+impl Mount for At {
+    fn now(&self) -> u64 {
+        self.0.saturating_mul(1_000_000)
+    }
+
+    fn waker(&self) -> Option<Waker> {
+        None
+    }
+}
+
 #[pyclass(name = "Decider")]
-struct PyDecider(Decider);
+struct PyDecider {
+    decider: Decider,
+    /// Of tools: as a sidecar counts. Who asks the check service counts by itself.
+    quotas: Option<Quotas>,
+}
 
 #[pymethods]
 impl PyDecider {
     #[new]
-    fn new() -> Self {
-        Self(Decider::for_check_service())
+    #[pyo3(signature = (*, counts=false))]
+    fn new(counts: bool) -> Self {
+        Self { decider: Decider::for_check_service(), quotas: counts.then(Quotas::for_tools) }
     }
 
     fn decide(
@@ -342,10 +361,18 @@ impl PyDecider {
         request: &PyRequest,
         now_ms: u64,
     ) -> PyResult<PyDecision> {
-        match verdict(&mut self.0, program, keys, revocations, request, now_ms) {
-            Verdict::Decided(answer) => Ok(PyDecision::of(answer, &program.0, request)),
-            Verdict::Ask(_) => Err(refused("a check service has nobody to ask")),
-        }
+        let Verdict::Decided(answer) = verdict(&mut self.decider, program, keys, revocations, request, now_ms) else {
+            return Err(refused("a check service has nobody to ask"));
+        };
+        let Some(quotas) = &self.quotas else { return Ok(PyDecision::of(answer, &program.0, request)) };
+        let Admission::Decided(answer, standing) =
+            request.with(|request| quotas.admit(&program.0, request, answer, &At(now_ms)))
+        else {
+            return Err(refused("a tool has nothing to wait for"));
+        };
+        let mut decision = PyDecision::of(answer, &program.0, request);
+        decision.response_headers_to_add.extend(standing.into_iter().flat_map(Standing::into_headers));
+        Ok(decision)
     }
 }
 

@@ -53,6 +53,23 @@ impl Shadow {
         })
     }
 
+    /// What `before` says, and what RateLimitPolicies on trial say, which deny as DENY policies on trial do: the one of
+    /// `found`, or none. One that is on record to deny already is not replaced.
+    pub(crate) fn with_limit(before: Option<&Self>, found: Option<(&Arc<str>, u32)>) -> Option<Arc<Self>> {
+        const DENY: [Field; 3] = [Field::DryRunDeny, Field::DryRunDenyPolicy, Field::DryRunDenyRule];
+        let said = before.map_or(Ok(Vec::new()), Self::fields).unwrap_or_default();
+        let denies = said.contains(&(Field::DryRunDeny, b"deny"));
+        Self::encode(|fields| {
+            if !denies {
+                fields.bytes(Field::DryRunDeny, if found.is_some() { b"deny" } else { b"allow" });
+                write_rule(fields, (Field::DryRunDenyPolicy, Field::DryRunDenyRule), found);
+            }
+            said.iter().filter(|(field, _)| denies || !DENY.contains(field)).for_each(|(field, value)| {
+                fields.bytes(*field, value);
+            });
+        })
+    }
+
     /// Writes it to a record.
     pub fn write(&self, fields: &mut Fields<'_>) {
         fields.encoded(&self.0);

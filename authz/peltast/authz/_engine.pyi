@@ -130,7 +130,9 @@ class Decision:
 
 @final
 class Decider:
-    def __init__(self) -> None: ...
+    def __init__(self, *, counts: bool = False) -> None:
+        """With `counts`, RateLimitPolicies are enforced: as in one sidecar, by the time that each request is given."""
+
     def decide(
         self, program: Program, keys: KeySets, revocations: Revocations, request: Request, now_ms: int
     ) -> Decision: ...

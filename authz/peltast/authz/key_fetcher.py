@@ -12,7 +12,8 @@ from typing import Any
 
 import structlog
 
-from peltast.authz.compile import Json, KeySource
+from peltast.authz.canonical import Json
+from peltast.authz.compile import KeySource
 from peltast.authz.fetching import FAILURES, ask, open_client, read_body
 from peltast.authz.jwks import MAX_AGE, Answer, FetchedKeys, dump, read_key_set, restore
 

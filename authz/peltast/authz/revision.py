@@ -7,9 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from peltast.authz._engine import KeySets
-from peltast.authz.canonical import canonical
+from peltast.authz.canonical import Json, canonical
 from peltast.authz.compile import (
-    Json,
     KeySource,
     compile_keys,
     compile_program,

@@ -24,6 +24,9 @@ from peltast.audit.shipper import Shipper
 from peltast.authz.admission import RegoAdmission
 from peltast.authz.bundle_fetcher import BundleFetcher, BundleStatus
 from peltast.authz.key_fetcher import KeyFetcher, KeyStatus
+from peltast.authz.quota.counters import Counters
+from peltast.authz.quota.grpc import LEASES, policy_lease_methods
+from peltast.authz.quota.policy_leases import PolicyLeases
 from peltast.authz.revision import Revision, compile_revision
 from peltast.authz.revocation_service import NAME as REVOCATIONS
 from peltast.authz.revocation_service import revocation_methods
@@ -32,10 +35,11 @@ from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.changes import ChangeLog
 from peltast.cli.check_workers import CheckWorkers
 from peltast.cli.console import run_until_stopped
+from peltast.cli.counting import counters_at
 from peltast.cli.kept_bundles import KeptBundles
 from peltast.cli.logs import log_to_stderr
 from peltast.cli.operator_acts import operator_acts_handler
-from peltast.cli.options import BasePort, State, TrustDomainOption
+from peltast.cli.options import BasePort, RedisUrl, State, TrustDomainOption
 from peltast.cli.settings import (
     DEFAULT_BASE_PORT,
     DEFAULT_CHECK_WORKERS,
@@ -53,6 +57,7 @@ from peltast.identity.ca.store import load_or_create
 from peltast.identity.certificates import pem
 from peltast.identity.files import make_private_folder, write_private
 from peltast.identity.rpc import (
+    caller,
     channel_credentials,
     generic_handler,
     open_channel,
@@ -85,13 +90,15 @@ def control_plane(
     check_workers: Annotated[int, typer.Option(help="Processes of the check service.", min=1, max=64)] = (
         DEFAULT_CHECK_WORKERS
     ),
+    redis: RedisUrl = None,
 ) -> None:
-    """Configuration, certificate authority, discovery (ADS) and check service."""
+    """Configuration, certificate authority, discovery (ADS), check service, and quotas for many sidecars."""
     log_to_stderr()
     settings = ControlSettings(state, trust_domain, base_port)
 
     async def run() -> None:
-        await ControlPlane(settings, config, check_workers).run()
+        async with counters_at(redis) as counters:
+            await ControlPlane(settings, config, check_workers, counters).run()
 
     run_until_stopped(run())
 
@@ -99,7 +106,7 @@ def control_plane(
 class ControlPlane:
     """Wires the planes into one process."""
 
-    def __init__(self, settings: ControlSettings, configuration: Path, check_workers: int) -> None:
+    def __init__(self, settings: ControlSettings, configuration: Path, check_workers: int, counters: Counters) -> None:
         self._settings = settings
         self._configuration = configuration
         now = datetime.now(UTC)
@@ -122,6 +129,7 @@ class ControlPlane:
         self._revoked = NO_REVOCATIONS
         self._revocations = self._load_revocations()
         self._check = CheckWorkers(settings, check_workers, self._note)
+        self._leases = PolicyLeases(counters)
         self._discovery = DiscoveryService(self._surroundings, self._report_status, self._report_live)
         self._certificates = CertificateService(self._authority, self._tokens, self._is_registered, self._acts.report)
 
@@ -207,6 +215,7 @@ class ControlPlane:
         self._revision = replace(revision.with_keys(keys.in_force()), revocations=self._revoked)
         self._check.take(self._revision)
         await self._check.ready()  # sidecars will ask by the programs that they are sent
+        self._leases.take(snapshot)
         self._discovery.take(self._revision)
         self._kept_bundles.drop_others(snapshot.bundle_locations)
         self._note(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
@@ -297,7 +306,8 @@ class ControlPlane:
         return str(spiffe_id) == collector or any(workload.principal == str(spiffe_id) for workload in workloads)
 
     def _surroundings(self, module: str) -> Surroundings:
-        return Surroundings(module, (LOOPBACK, self._settings.ports.check), str(self._principal))
+        ports = self._settings.ports
+        return Surroundings(module, (LOOPBACK, ports.check), (LOOPBACK, ports.mtls), str(self._principal))
 
     def _report_status(self, status: ProxyStatus) -> None:
         kind = status.type_url.rpartition(".")[2]
@@ -348,6 +358,7 @@ class ControlPlane:
         handlers = [
             self._certificates.for_mtls_port(),
             generic_handler(AGGREGATED_DISCOVERY, streams={"DeltaAggregatedResources": stream}),
+            generic_handler(LEASES, policy_lease_methods(self._leases, caller)),
         ]
         return await self._serve(self._settings.ports.mtls, handlers, require_client=True)
 

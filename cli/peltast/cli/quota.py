@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,16 +14,16 @@ import grpc
 import structlog
 import typer
 
-from peltast.authz.quota.counters import Counters, MemoryCounters
 from peltast.authz.quota.descriptors import load_limits
 from peltast.authz.quota.grpc import LEASES, RATE_LIMITS, lease_methods, rate_limit_methods
 from peltast.authz.quota.lease_service import LeaseService
 from peltast.authz.quota.limits import Domain
 from peltast.authz.quota.rate_limit_service import RateLimitService
-from peltast.authz.quota.redis_counters import RedisCounters
 from peltast.cli.console import out, print_error, print_problems, run_until_stopped
+from peltast.cli.counting import counters_at
 from peltast.cli.logs import log_to_stderr
 from peltast.cli.operator_acts import note_act
+from peltast.cli.options import RedisUrl
 from peltast.cli.settings import operator_socket, sockets_folder
 from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
 from peltast.policies.problems import InvalidConfiguration
@@ -82,10 +81,7 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(help="The server's certificate chain, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     client_ca: Annotated[Path | None, typer.Option(help="Who issues callers' SVIDs, PEM.")] = None,
-    redis: Annotated[
-        str | None,
-        typer.Option(metavar="URL", envvar="PELTAST_REDIS", help="Count here (redis://, rediss://), not in memory."),
-    ] = None,
+    redis: RedisUrl = None,
     redis_cluster: Annotated[bool, typer.Option(help="The Redis is a cluster.")] = False,
 ) -> None:
     """Serves Rate Limit Service v3 and leases over gRPC: see docs/quota.md.
@@ -97,7 +93,7 @@ def serve(
         tls = _tls(listen, certificate, key, client_ca)
         if redis_cluster and redis is None:
             raise CannotServe("--redis-cluster is for --redis")
-        counting = RedisCounters.connect(redis, cluster=redis_cluster) if redis else _in_memory()
+        counting = counters_at(redis, cluster=redis_cluster)
         domains = load_limits(read_folder(configuration))
         run_until_stopped(_serve(configuration, state, domains, counting, listen or _socket(state), tls))
     except InvalidConfiguration as invalid:
@@ -126,11 +122,6 @@ def _tls(listen: str | None, *files: Path | None) -> _Tls | None:
 
 def _socket(state: Path) -> str:
     return f"unix:{sockets_folder(state) / 'quota.sock'}"
-
-
-@asynccontextmanager
-async def _in_memory() -> AsyncIterator[Counters]:
-    yield MemoryCounters()
 
 
 async def _serve(

@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_SPOOL_BYTES",
     "DEFAULT_TRUST_DOMAIN",
     "JOIN_TOKEN_VARIABLE",
+    "REDIS_VARIABLE",
     "ControlSettings",
     "Ports",
     "sockets_folder",
@@ -30,6 +31,7 @@ DEFAULT_CHECK_WORKERS = 2
 DEFAULT_SPOOL_BYTES = 256 * 1024 * 1024
 
 JOIN_TOKEN_VARIABLE = "PELTAST_JOIN_TOKEN"  # noqa: S105 - a name
+REDIS_VARIABLE = "PELTAST_REDIS"
 
 LOOPBACK = "127.0.0.1"
 

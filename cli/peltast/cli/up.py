@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from peltast.cli.options import (
     CheckpointSinks,
     Concurrency,
     Configuration,
+    RedisUrl,
     RetentionDays,
     SpoolBytes,
     State,
@@ -41,6 +43,7 @@ from peltast.cli.settings import (
     DEFAULT_SPOOL_BYTES,
     DEFAULT_TRUST_DOMAIN,
     LOOPBACK,
+    REDIS_VARIABLE,
     ControlSettings,
 )
 from peltast.cli.validate import admitted_revision
@@ -84,6 +87,7 @@ def up(
     retention_days: RetentionDays = None,
     database: StoreDatabase = None,
     checkpoints: CheckpointSinks = None,
+    redis: RedisUrl = None,
 ) -> None:
     """Runs a mesh from a folder of YAML and Rego, in the foreground, with a live feed of its decisions.
 
@@ -93,8 +97,15 @@ def up(
     log_to_stderr(logging.WARNING)
     control = ControlSettings(state or configuration / _STATE, trust_domain, base_port)
     sinks_of(control.state, checkpoints)  # what is wrong with them is said at once
+    os.environ.pop(REDIS_VARIABLE, None)  # a password may be in it, which applications must not inherit
     settings = MeshSettings(
-        configuration, control, concurrency, spool_bytes, database=database, checkpoints=tuple(checkpoints or ())
+        configuration,
+        control,
+        concurrency,
+        spool_bytes,
+        database=database,
+        checkpoints=tuple(checkpoints or ()),
+        redis=redis,
     )
     run_until_stopped(_up(settings, retention_days))
 

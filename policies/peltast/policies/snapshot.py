@@ -13,15 +13,17 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from peltast.policies.audit_policies import AuditPolicies, token_header_problems
-from peltast.policies.connections import connection_problems
+from peltast.policies.connections import connection_problems, limit_problems
 from peltast.policies.kinds.audit import AuditPolicySpec, Record
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
 from peltast.policies.kinds.peer_authentication import MtlsMode, PeerAuthenticationSpec
+from peltast.policies.kinds.rate_limit import RateLimitPolicySpec
 from peltast.policies.kinds.registry import read_resource
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.request_authentication import RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Resource, Spec
+from peltast.policies.kinds.selection import TargetedSpec
 from peltast.policies.kinds.workload import (
     TCP,
     ServicePort,
@@ -44,7 +46,14 @@ _BUNDLE_DATA = ("data.yaml", "data.yml")
 """What is no resource in a folder that is a bundle."""
 
 S = TypeVar("S", bound=Spec)
-P = TypeVar("P", AuditPolicySpec, AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
+P = TypeVar(
+    "P",
+    AuditPolicySpec,
+    AuthorizationPolicySpec,
+    RateLimitPolicySpec,
+    RequestAuthenticationSpec,
+    PeerAuthenticationSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -179,11 +188,11 @@ class Snapshot:
 
     def _is_target(self, resource: Resource[Spec], workload: Workload) -> bool:
         """Whether `workload` is behind a service that the policy is for; true of a policy that is for no services."""
-        if not isinstance(resource.spec, AuthorizationPolicySpec) or not resource.spec.targets:
+        if not isinstance(resource.spec, TargetedSpec) or not resource.spec.targets:
             return True
         return bool(self.target_ports(resource, workload))  # type: ignore[arg-type]
 
-    def target_ports(self, resource: Resource[AuthorizationPolicySpec], workload: Workload) -> list[int]:
+    def target_ports(self, resource: Resource[TargetedSpec], workload: Workload) -> list[int]:
         """The ports at which peers reach `workload` by the services that a policy is for."""
         names = {target.name for _, target in resource.spec.targets}
         if not names:
@@ -237,6 +246,9 @@ def _connection_problems(snapshot: Snapshot) -> list[Problem]:
         ports = [port.target_port for port in workload.ports if port.app_protocol == TCP]
         for policy in snapshot.applying_to(workload, AuthorizationPolicySpec) if ports else ():
             for problem in connection_problems(policy, workload.full_name, ports):
+                first.setdefault((problem.file, problem.line, problem.field), problem)
+        for limits in snapshot.applying_to(workload, RateLimitPolicySpec) if ports else ():
+            for problem in limit_problems(limits, workload.full_name, ports):
                 first.setdefault((problem.file, problem.line, problem.field), problem)
     return list(first.values())
 
@@ -361,8 +373,8 @@ class _Linker:
 
     def check_targets(self) -> None:
         known = self.of(ServiceSpec)
-        for resource in self.of(AuthorizationPolicySpec).values():
-            for at, target in resource.spec.targets:
+        for resource in self.resources:
+            for at, target in resource.spec.targets if isinstance(resource.spec, TargetedSpec) else ():
                 if target.namespace not in ("", resource.namespace):
                     allowed = f"a Service of the policy's namespace, {resource.namespace}, is expected"
                     self.refuse(resource, (*at, "namespace"), f"{target.namespace!r} is given", allowed)

@@ -229,7 +229,7 @@ pub(crate) fn is_calling_out() -> bool {
     CALLING_OUT.get()
 }
 
-fn as_headers(headers: &[(&str, &str)]) -> Vec<Header> {
+pub(crate) fn as_headers(headers: &[(&str, &str)]) -> Vec<Header> {
     let header = |(name, value): &(&str, &str)| Header {
         name: Buffer::of(name.as_bytes()),
         value: Buffer::of(value.as_bytes()),

@@ -11,6 +11,7 @@
 mod abi;
 mod access_log;
 mod again;
+mod borrow;
 mod callout;
 mod config;
 mod connection;
@@ -25,6 +26,7 @@ mod outcome;
 #[cfg(feature = "panic-for-tests")]
 mod panic_for_tests;
 mod process;
+mod quota;
 mod received;
 mod stream;
 mod summary;

@@ -29,10 +29,13 @@ def check_asker(asked: Request, caller: str) -> None:
 
 
 class CheckService:
-    """Decides requests by the programs of one revision at a time."""
+    """Decides requests by the programs of one revision at a time.
 
-    def __init__(self) -> None:
-        self._decider = Decider()
+    With `counts`, RateLimitPolicies are enforced, as for tools: sidecars, which ask the service, count by themselves.
+    """
+
+    def __init__(self, *, counts: bool = False) -> None:
+        self._decider = Decider(counts=counts)
         self._programs = Programs.none()
 
     def take(self, revision: CheckRevision) -> None:
