@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from support.running import descendants
 
 from peltast.authz import admission
 from peltast.authz.admission import RegoAdmission
@@ -354,21 +357,40 @@ TOO_SLOW = repeated(f"r contains {'[' * 12}1{']' * 12}\n")
 TOO_DEEP = f"package app\nx := {('-' * 1000 + chr(10)) * 200}1\nallow := true\n"
 
 
-@pytest.mark.parametrize(
-    ("module", "says"),
-    [
-        pytest.param(TOO_SLOW, "takes longer than", id="takes too long"),
-        pytest.param(TOO_DEEP, "ended the process", id="overflows the stack"),
-    ],
-)
-async def test_a_policy_that_the_worker_does_not_survive_is_refused_and_the_next_is_checked(
-    admit: RegoAdmission, monkeypatch: pytest.MonkeyPatch, module: str, says: str
+def with_a_module_that_is(module: str) -> Revision:
+    """A hostile policy, a bad one and a good one."""
+    documents = rego_yaml(None, "a", files=["a.rego"]), rego_yaml("nonsense", "b"), rego_yaml(app("allow := true"), "c")
+    return revision_of(*documents, files={"a.rego": module.encode()})
+
+
+async def test_a_policy_that_takes_too_long_is_refused_and_the_next_is_checked(
+    admit: RegoAdmission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "TIME_LIMIT_SECONDS", 2.0)
-    documents = rego_yaml(None, "a", files=["a.rego"]), rego_yaml("nonsense", "b"), rego_yaml(app("allow := true"), "c")
-    hostile, bad = await refusals(admit, revision_of(*documents, files={"a.rego": module.encode()}))
+    hostile, bad = await refusals(admit, with_a_module_that_is(TOO_SLOW))
     assert (hostile.file, hostile.field) == ("p.yaml", "spec")
-    assert says in hostile.given
+    assert "takes longer than" in hostile.given
+    assert "package" in bad.given
+
+
+async def test_a_policy_that_the_worker_does_not_survive_is_refused_and_the_next_is_checked(
+    admit: RegoAdmission,
+) -> None:
+    await admit.check(revision_of(rego_yaml(app("allow := true"))))  # so that there is a worker
+    checking = asyncio.create_task(refusals(admit, with_a_module_that_is(TOO_SLOW)))
+    await asyncio.sleep(0)  # it is asked now
+    for worker in descendants(os.getpid()):
+        os.kill(worker, signal.SIGKILL)
+    hostile, bad = await checking
+    assert (hostile.file, hostile.field) == ("p.yaml", "spec")
+    assert "ended the process" in hostile.given
+    assert "package" in bad.given
+
+
+async def test_a_policy_that_nests_too_deep_for_the_worker_is_refused_before_it_is_parsed(admit: RegoAdmission) -> None:
+    hostile, bad = await refusals(admit, with_a_module_that_is(TOO_DEEP))
+    assert (hostile.file, hostile.line) == ("a.rego", 201)
+    assert "operators in a row" in hostile.given
     assert "package" in bad.given
 
 

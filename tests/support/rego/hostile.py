@@ -1,5 +1,7 @@
 """Policies that were written to hurt whoever evaluates them."""
 
+# ruff: noqa: E501 (one policy a line)
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -112,8 +114,8 @@ HOSTILE = [
     # Source
     Hostile("nested literals", f"allow := {'[' * 20}{']' * 20}", "brackets are nested 20 deep", refused_by_both=True),
     Hostile("nested objects", f"allow := {'{1: ' * 20}1{'}' * 20}", "brackets are nested 20 deep", refused_by_both=True),
-    Hostile("a long sum", f"allow := 1{' + 1' * 5000}", "5000 operators in a row", refused_by_both=True),
-    Hostile("a sum over lines", f"allow := 1{' +\n1' * 5000}", "5000 operators in a row", refused_by_both=True),
+    Hostile("a long sum", f"allow := 1{' + 1' * 5000}", "operators in a row", refused_by_both=True),
+    Hostile("a sum over lines", "allow := 1" + " +\n1" * 5000, "operators in a row", refused_by_both=True),
     Hostile("signs", f"allow := {'-' * 200_000}1", "operators in a row", refused_by_both=True),
     Hostile("a long reference", f"allow := data{'[0]' * 80_000}", "operators in a row", refused_by_both=True),
     Hostile("a long name", f"allow{'.a' * 100_000} := 1", "operators in a row", refused_by_both=True),

@@ -24,12 +24,12 @@ class Ours:
         except QueryRefused as error:
             self.refusal = str(error)
 
-    def answer(self, input: str) -> Outcome:
+    def answer(self, given: str) -> Outcome:
         """What `data.p.answer` is."""
         if self.refusal is not None:
             return REFUSED
         try:
-            answers = json.loads(self._policy.evaluate("data.p.answer = x", input=input))
+            answers = json.loads(self._policy.evaluate("data.p.answer = x", input=given))
         except QueryError:
             return ERROR
         return answers[0]["x"] if answers else UNDEFINED

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.rego.outcome import ERROR, UNDEFINED, Outcome
 from support.opa import opa_binary
+from support.rego.outcome import ERROR, UNDEFINED, Outcome
 
 _TIME_LIMIT_SECONDS = 30
 
@@ -41,15 +41,16 @@ class Opa:
         return status == http.client.OK
 
     def put_data(self, data: Mapping[str, Any]) -> None:
+        """Puts each member of `data` below `data`."""
         for name, value in data.items():
             self._ask("PUT", f"/v1/data/{name}", json.dumps(value))
 
-    def answer(self, input: str) -> Outcome:
+    def answer(self, given: str) -> Outcome:
         """What `data.p.answer` is."""
-        status, answer = self._ask("POST", "/v1/data/p/answer", f'{{"input": {input}}}')
+        status, answer = self._ask("POST", "/v1/data/p/answer", f'{{"input": {given}}}')
         if status != http.client.OK:
             return ERROR
-        return answer["result"] if "result" in answer else UNDEFINED
+        return answer.get("result", UNDEFINED)
 
     def _ask(self, method: str, path: str, body: str) -> tuple[int, Any]:
         self._connection.request(method, path, body.encode())
@@ -62,7 +63,16 @@ class Opa:
 def running_opa(folder: Path) -> Iterator[Opa]:
     """Starts one with its socket in `folder`, and ends it."""
     path = folder / "opa.sock"
-    command = [opa_binary(), "run", "--server", "--addr", f"unix://{path}", "--log-level", "error", "--disable-telemetry"]
+    command = [
+        opa_binary(),
+        "run",
+        "--server",
+        "--addr",
+        f"unix://{path}",
+        "--log-level",
+        "error",
+        "--disable-telemetry",
+    ]
     process = subprocess.Popen(command, cwd=folder)
     try:
         deadline = time.monotonic() + _TIME_LIMIT_SECONDS

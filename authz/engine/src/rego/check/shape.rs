@@ -344,15 +344,16 @@ impl<'m> Analysis<'m> {
         Ok(if loops > 0 { self.taken(shape) } else { shape })
     }
 
-    /// What has this name in the bodies around.
+    /// What has this name in the bodies around; one may look like another's, so all of them count.
     fn local(&mut self, name: &str) -> Shape {
         let innermost = self.frames.len().saturating_sub(1);
-        let found = self.frames.iter().enumerate().rev().find_map(|(at, frame)| Some((at, frame.names.get(name)?)));
-        match found {
-            Some((at, shape)) if at == innermost => shape.clone().with_origin(shape.origin.max(Origin::Named)),
-            Some((_, shape)) => shape.clone().with_origin(Origin::Shared),
-            None => Shape::default(),
+        let mut shape = Shape::default();
+        for (at, frame) in self.frames.iter().enumerate() {
+            let Some(known) = frame.names.get(name) else { continue };
+            let origin = if at == innermost { known.origin.max(Origin::Named) } else { Origin::Shared };
+            shape = shape.joined(&known.clone().with_origin(origin));
         }
+        shape
     }
 
     /// What a reference of so many steps has of rules.

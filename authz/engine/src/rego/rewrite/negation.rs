@@ -174,7 +174,7 @@ mod tests {
         let table = [
             ("a if not f(input.x)", "a if { $1 = input.x; not f($1) }"),
             ("a if # why\n  not f(input.x)", "a if # why\n  { $1 = input.x; not f($1) }"),
-            ("a if b else := 2 if not f(c)\nd := 1", "a if b else := 2 if { $1 = c; not f($1) }\nd := 1"),
+            ("a if b else := 2 if not f(c.e)\nd := 1", "a if b else := 2 if { $1 = c.e; not f($1) }\nd := 1"),
             (
                 "a if not f(input.x) with input as {}\nd := 1",
                 "a if { $1 = input.x with input as {}; not f($1) with input as {} }\nd := 1",
