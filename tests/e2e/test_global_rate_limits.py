@@ -65,6 +65,16 @@ spec:
       rates: [{{requests: 1000, per: 1d}}]
 """
 
+CHANGE = """
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: another, namespace: shop}
+spec:
+  action: DENY
+  rules: [{to: [{operation: {paths: [/closed-@N@]}}]}]
+"""
+
 
 @pytest.fixture
 def two_servers(folder: Path) -> Path:
@@ -119,6 +129,12 @@ async def test_two_sidecars_admit_together_what_the_limit_says(
             await eventually(all_came_back, "what one sidecar has borrowed and not used is used by the other")
             assert admitted <= LIMIT + 1, "a token came back by itself at most"
             assert await ask_both("/open/counted", 20, "b") == Counter({200: 20}), "another key has its own tokens"
+
+            policies = two_servers / "policies.yaml"
+            text = policies.read_text()
+            for number in range(5):
+                policies.write_text(text + CHANGE.replace("@N@", str(number)))
+                assert await ask_both("/open/counted", 24, "e") == Counter({200: 24}), "a change refuses nobody"
 
             redis.close()
             lenient = await ask_both("/open/lenient", 20, "a")

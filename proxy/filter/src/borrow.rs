@@ -68,13 +68,14 @@ pub(crate) unsafe fn begin(host: Handle, config: *const c_void) {
     lock(&HOSTS).push(Host { config: config as usize, scheduler });
 }
 
-/// A configuration goes. Envoy drops what it has asked, and another asks again.
+/// A configuration goes. Envoy drops what it has asked: whoever waits for that wants it again, and another asks.
 pub(crate) fn end(config: *const c_void) {
     let config = config as usize;
     lock(&HOSTS).retain(|host| host.config != config);
     RUNG.store(false, Ordering::Release);
-    if let Some(asked) = lock(&ASKED).take_if(|asked| asked.config == config) {
-        fail(asked.wants, "the configuration was replaced");
+    let asked = lock(&ASKED).take_if(|asked| asked.config == config);
+    for want in asked.into_iter().flat_map(|asked| asked.wants) {
+        quotas().receive(want, Lent::None(0), now());
     }
     ring();
 }

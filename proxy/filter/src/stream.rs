@@ -40,10 +40,8 @@ pub(crate) struct StreamState {
     /// Whether it was let through without one, for want of room.
     dropped: bool,
     response_headers: Vec<(String, String)>,
-    /// What the client is told of the limits that counted it.
-    standing: Option<Standing>,
-    /// A decision that waits to be counted. Boxed: few do.
-    uncounted: Option<Box<Answer>>,
+    /// Boxed: most streams are counted by no limit.
+    counting: Option<Box<Counting>>,
     /// Boxed: few streams ask.
     question: Option<Box<Asked>>,
     /// When its peer's SVID ends, in milliseconds since 1970.
@@ -57,6 +55,14 @@ pub(crate) struct StreamState {
     pub(crate) place: Option<usize>,
     /// Why it was ended after it was let through.
     ended_by: Option<Arc<Decision>>,
+}
+
+/// How far a request has come that limits count.
+enum Counting {
+    /// This decision waits for tokens.
+    Waits(Answer),
+    /// It was let through; the client is told how it stands.
+    Done(Standing),
 }
 
 struct Asked {
@@ -101,8 +107,7 @@ impl StreamState {
             counted: None,
             dropped: false,
             response_headers: Vec::new(),
-            standing: None,
-            uncounted: None,
+            counting: None,
             question: None,
             peer_ends_ms: 0,
             token_ends_ms: u64::MAX,
@@ -124,7 +129,7 @@ impl StreamState {
         for (name, value) in self.response_headers.drain(..) {
             stream.add_response_header(&name, &value);
         }
-        if let Some(standing) = self.standing.take() {
+        if let Some(Counting::Done(standing)) = self.counting.take().map(|counting| *counting) {
             stream.add_response_header(Standing::POLICY, &standing.policy);
             stream.add_response_header(Standing::LIMIT, &standing.limit);
         }
@@ -156,9 +161,9 @@ impl StreamState {
         if self.place.is_some() {
             return self.decide_again(stream, false);
         }
-        let step = match self.uncounted.take().filter(|_| self.generation == generation()) {
-            Some(answer) => self.conclude(stream, *answer),
-            None => {
+        let step = match self.counting.take().map(|counting| *counting) {
+            Some(Counting::Waits(answer)) if self.generation == generation() => self.conclude(stream, answer),
+            _ => {
                 self.renew();
                 self.decide(stream, false)
             }
@@ -326,11 +331,11 @@ impl StreamState {
         borrow::ring();
         match admission {
             Admission::Decided(answer, standing) => {
-                self.standing = standing;
+                self.counting = standing.map(|standing| Box::new(Counting::Done(standing)));
                 Step::Concluded(self.record(stream, answer, downstream, trusted, now))
             }
             Admission::Waiting(answer) => {
-                self.uncounted = Some(Box::new(answer));
+                self.counting = Some(Box::new(Counting::Waits(answer)));
                 Step::Waiting
             }
         }

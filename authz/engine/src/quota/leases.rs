@@ -115,14 +115,14 @@ struct Borrower {
     waiting: Vec<Waker>,
 }
 
+type Borrowers = HashMap<Box<[u8]>, Borrower, ahash::RandomState>;
+
 pub(crate) struct Leases {
-    shards: Box<[Mutex<HashMap<Box<[u8]>, Borrower, ahash::RandomState>>]>,
+    shards: Box<[Mutex<Borrowers>]>,
     hasher: ahash::RandomState,
     noted: Mutex<Vec<Box<[u8]>>>,
     has_notes: AtomicBool,
 }
-
-type Shard<'a> = MutexGuard<'a, HashMap<Box<[u8]>, Borrower, ahash::RandomState>>;
 
 impl Leases {
     pub(crate) fn new() -> Self {
@@ -220,7 +220,7 @@ impl Leases {
         self.has_notes.store(true, Ordering::Release);
     }
 
-    fn shard(&self, key: &[u8]) -> Shard<'_> {
+    fn shard(&self, key: &[u8]) -> MutexGuard<'_, Borrowers> {
         let place = self.hasher.hash_one(key) as usize % SHARDS;
         self.shards[place].lock().unwrap_or_else(PoisonError::into_inner)
     }
