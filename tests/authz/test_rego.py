@@ -376,7 +376,7 @@ async def test_a_policy_that_takes_too_long_is_refused_and_the_next_is_checked(
 async def test_a_policy_that_the_worker_does_not_survive_is_refused_and_the_next_is_checked(
     admit: RegoAdmission,
 ) -> None:
-    await admit.check(revision_of(rego_yaml(app("allow := true"))))  # so that there is a worker
+    await admit.check(revision_of(rego_yaml(app("allow := true"))).snapshot)  # so that there is a worker
     checking = asyncio.create_task(refusals(admit, with_a_module_that_is(TOO_SLOW)))
     await asyncio.sleep(0)  # it is asked now
     for worker in descendants(os.getpid()):

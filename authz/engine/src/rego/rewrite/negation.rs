@@ -33,7 +33,7 @@ pub(super) fn without_operands(
     }
     let range = place(&statement.span, source);
     let modifiers = source.get(place(negated, source).end..range.end)?;
-    let mut ranges: Vec<_> = operands.into_iter().map(|operand| place(operand.span(), source)).collect();
+    let mut ranges: Vec<_> = operands.into_iter().map(|operand| place_of(operand, source)).collect::<Option<_>>()?;
     ranges.sort_by_key(|range| range.start);
     let (mut before, mut rest, mut at) = (String::new(), String::new(), range.start);
     for operand in ranges {
@@ -47,6 +47,18 @@ pub(super) fn without_operands(
     rest.push_str(source.get(at..range.end)?);
     let text = if ends_with_if(&source[..range.start]) { format!("{{ {before}{rest} }}") } else { before + &rest };
     Some(Edit { range, text })
+}
+
+/// Where an expression is. An object of several members begins with the last one's key, to the parser.
+fn place_of(expression: &Expr, source: &str) -> Option<std::ops::Range<usize>> {
+    let place = place(expression.span(), source);
+    match expression {
+        Expr::Object { fields, .. } if fields.len() > 1 => {
+            let first_key = fields[0].1.span().start as usize;
+            Some(source.get(..first_key)?.rfind('{')?..place.end)
+        }
+        _ => Some(place),
+    }
 }
 
 /// Where something is. What ends with a string ends before its quotation mark, to the parser.
@@ -144,6 +156,9 @@ mod tests {
             ("not (input.a + 1) * 2 == 2", "$1 = (input.a + 1) * 2; not $1 == 2"),
             ("not (lower(input.a) == \"a\")", "$1 = lower(input.a); not ($1 == \"a\")"),
             ("not [input.a, 1] == [1, 1]", "$1 = [input.a, 1]; $2 = [1, 1]; not $1 == $2"),
+            ("not f({\"a\": 1, \"b\": 2})", "$1 = {\"a\": 1, \"b\": 2}; not f($1)"),
+            ("not f({ input.a: {}, \"b\": {1, 2}, }, 3)", "$1 = { input.a: {}, \"b\": {1, 2}, }; not f($1, 3)"),
+            ("not {\"a\": 1, \"b\": 2}[input.b]", "$1 = {\"a\": 1, \"b\": 2}; $2 = input.b; not $1[$2]"),
             ("not input.a in [1, 2]", "$1 = input.a; $2 = [1, 2]; not $1 in $2"),
             ("not data.a[input.b]", "$1 = input.b; not data.a[$1]"),
             ("not data.a[input.b].c == 1", "$1 = input.b; not data.a[$1].c == 1"),
