@@ -317,7 +317,7 @@ async def test_what_is_refused_in_a_file_is_told_with_that_file(
         pytest.param(app("deny := true"), "data.app.allow", "the entry point data.app.allow", id="no such rule"),
         pytest.param(app("allow := true"), "data.other.allow", "the entry point data.other.allow", id="no package"),
         pytest.param(
-            app("allow if input.attributes.request.http.body == `a`"), "data.app.allow", "http.body", id="no such input"
+            app("allow if input.attributes.request.http.size == 1"), "data.app.allow", "http.size", id="no such input"
         ),
         pytest.param(app("allow if input.user == `a`"), "data.app.allow", "input.user is not available", id="no input"),
     ],

@@ -31,11 +31,23 @@ class Connection:
         reader, writer = await asyncio.open_connection(host, port, ssl=tls, limit=1 << 20)
         return cls(reader, writer)
 
-    async def ask(self, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
-        lines = [f"{method} {path} HTTP/1.1"]
-        merged = {"host": "server.shop.svc.cluster.local", "content-length": "0", **(headers or {})}
-        lines += [f"{name}: {value}" for name, value in merged.items()]
-        self._writer.write("\r\n".join([*lines, "", ""]).encode())
+    async def ask(
+        self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+    ) -> Response:
+        self._writer.write(_head(method, path, {"content-length": str(len(body)), **(headers or {})}) + body)
+        return await asyncio.wait_for(self._response(method), 15)
+
+    async def ask_in_pieces(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, size: int
+    ) -> Response:
+        """Sends `body` chunked, in pieces of `size` bytes, each flushed by itself."""
+        self._writer.write(_head(method, path, {"transfer-encoding": "chunked", **headers}))
+        for start in range(0, len(body), size):
+            piece = body[start : start + size]
+            self._writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            await self._writer.drain()
+            await asyncio.sleep(0)
+        self._writer.write(b"0\r\n\r\n")
         return await asyncio.wait_for(self._response(method), 15)
 
     async def _response(self, method: str) -> Response:
@@ -54,10 +66,17 @@ class Connection:
         self._writer.close()
 
 
-async def ask(host: str, port: int, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
+def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
+    lines = [f"{name}: {value}" for name, value in {"host": "server.shop.svc.cluster.local", **headers}.items()]
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode()
+
+
+async def ask(
+    host: str, port: int, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+) -> Response:
     """One request over a connection of its own."""
     connection = await Connection.open(host, port)
     try:
-        return await connection.ask(method, path, headers)
+        return await connection.ask(method, path, headers, body)
     finally:
         connection.close()

@@ -204,6 +204,11 @@ impl Program {
         self.plaintext.contains(&port)
     }
 
+    /// How many bytes of a body its policies read at most.
+    pub(crate) fn body_limit(&self) -> usize {
+        self.rego.iter().filter_map(Rego::body_limit).max().unwrap_or_default()
+    }
+
     /// The Rego policies and where each is evaluated.
     pub fn rego_policies(&self) -> impl Iterator<Item = (&str, Tier)> {
         self.rego.iter().map(|rego| (&*rego.name, rego.tier))

@@ -18,7 +18,7 @@ use crate::start::Start;
 use crate::stored::{Fault, Suspect, Walk};
 use crate::tree::{self, Frontier, Node};
 use crate::{
-    Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question,
+    Answer, Body, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question,
     Revocations, Source, Trust, Verdict,
 };
 
@@ -119,6 +119,9 @@ struct PyRequest {
     scheme: Vec<u8>,
     protocol: Vec<u8>,
     headers: HeaderList,
+    /// The body, and whether that is all of it.
+    body: Vec<u8>,
+    is_body_whole: bool,
     /// The headers that are known, where not all of the request is.
     told: Option<Vec<String>>,
 }
@@ -128,7 +131,7 @@ impl PyRequest {
     #[new]
     #[pyo3(signature = (*, method=None, host=String::new(), path=String::new(), scheme=String::new(),
                         protocol=String::new(), headers=Vec::new(), source_principal=None, source_ip=None,
-                        source_port=0, destination_ip=None, destination_port=0, sni=None, told=None))]
+                        source_port=0, destination_ip=None, destination_port=0, sni=None, body=Vec::new(), is_body_whole=true, told=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python class
     fn new(
         method: Option<String>,
@@ -143,6 +146,8 @@ impl PyRequest {
         destination_ip: Option<&str>,
         destination_port: u16,
         sni: Option<String>,
+        body: Vec<u8>,
+        is_body_whole: bool,
         told: Option<Vec<String>>,
     ) -> PyResult<Self> {
         let ip = |text: Option<&str>| text.map(|text| text.parse().map_err(refused)).transpose();
@@ -160,6 +165,8 @@ impl PyRequest {
             scheme: scheme.into_bytes(),
             protocol: protocol.into_bytes(),
             headers: HeaderList(headers.into_iter().map(header).collect()),
+            body,
+            is_body_whole,
             told: told.map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect()),
         })
     }
@@ -183,6 +190,8 @@ impl PyRequest {
                 scheme: &self.scheme,
                 protocol: &self.protocol,
                 headers: &self.headers,
+                // What is not told is not read: no policy takes it for the body.
+                body: self.told.is_none().then_some(Body { bytes: &self.body, is_whole: self.is_body_whole }),
                 told: self.told.as_deref().map_or(Told::All, Told::Headers),
             }),
         })
@@ -246,6 +255,14 @@ struct PyDecision {
     policy_headers_to_set: Vec<(String, String)>,
     policy_headers_to_remove: Vec<String>,
     response_headers_to_add: Vec<(String, String)>,
+    query_parameters_to_set: Vec<(String, String)>,
+    query_parameters_to_remove: Vec<String>,
+    /// Names as which the request has these parameters, where it escapes them otherwise.
+    query_parameters_respelled: Vec<String>,
+    /// As JSON; empty where there is none.
+    dynamic_metadata: String,
+    prints: String,
+    annotations: String,
     body: Option<String>,
     cacheable: bool,
     detail: Option<String>,
@@ -259,6 +276,7 @@ impl PyDecision {
         let mut edited = EditedRequest::of(request, program);
         program.edit(token, &mut edited);
         let headers = edited.operations.then(decision.headers.clone());
+        let notes = decision.notes.as_deref().cloned().unwrap_or_default();
         let shadow = decision.shadow.as_ref().map_or(Ok(Vec::new()), |shadow| shadow.fields()).map_err(refused)?;
         Ok(Self {
             allowed: decision.effect == Effect::Allow,
@@ -278,6 +296,14 @@ impl PyDecision {
             policy_headers_to_set: decision.headers.request_set,
             policy_headers_to_remove: decision.headers.request_remove,
             response_headers_to_add: decision.headers.response_add,
+            query_parameters_respelled: decision.query.other_spellings(&request.path),
+            query_parameters_to_set: decision.query.set,
+            query_parameters_to_remove: decision.query.remove,
+            dynamic_metadata: decision.metadata.map_or_else(String::new, |metadata| {
+                serde_json::Value::Object(Arc::unwrap_or_clone(metadata)).to_string()
+            }),
+            prints: notes.prints,
+            annotations: notes.annotations,
             body: decision.body,
             cacheable: decision.lifetime != Lifetime::Once,
             detail: decision.detail,
@@ -308,7 +334,7 @@ impl PyDecider {
         let trust = Trust { keys: &keys.0, revocations: &revocations.0 };
         match request.with(|request| self.0.decide(&program.0, &trust, request, now_ms)) {
             Verdict::Decided(answer) => PyDecision::of(py, answer, &program.0, request),
-            Verdict::Ask(_) => Err(refused("a check service has nobody to ask")),
+            Verdict::Ask(_) | Verdict::AwaitBody(_) => Err(refused("a check service has nobody to ask")),
         }
     }
 }
@@ -337,6 +363,7 @@ impl PyLocalDecider {
         match request.with(|request| self.0.decide(&program.0, &trust, request, now_ms)) {
             Verdict::Decided(answer) => Ok(Py::new(py, PyDecision::of(py, answer, &program.0, request)?)?.into_any()),
             Verdict::Ask(question) => Ok(Py::new(py, PyQuestion(question))?.into_any()),
+            Verdict::AwaitBody(_) => Err(refused("the body is not known")),
         }
     }
 }

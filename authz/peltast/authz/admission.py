@@ -12,8 +12,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from peltast.authz.compile import compile_rego
 from peltast.authz.revision import Revision
+from peltast.policies.kinds.rego import Tier
 from peltast.policies.problems import InvalidConfiguration, Problem
+from peltast.policies.rego_sources import RegoSource, TierChoice
+from peltast.policies.snapshot import Snapshot
 
 __all__ = ["RegoAdmission"]
 
@@ -26,6 +30,7 @@ class RegoAdmission:
 
     def __init__(self) -> None:
         self._admitted: set[bytes] = set()
+        self._refused: dict[bytes, Mapping[str, Any]] = {}
         self._worker: asyncio.subprocess.Process | None = None
 
     async def __aenter__(self) -> RegoAdmission:
@@ -33,6 +38,26 @@ class RegoAdmission:
 
     async def __aexit__(self, *_: object) -> None:
         await self._stop_worker()
+
+    async def choose_tiers(self, snapshot: Snapshot) -> Snapshot:
+        """The same snapshot with a tier for each Rego policy that asks for none: the sidecar's if it is admitted there.
+
+        One that neither admits gets the check tier, whose refusal :meth:`check` then tells.
+        """
+        known, self._refused = self._refused, {}
+        open_ = {name: source for name, source in snapshot.rego.items() if source.resource.spec.tier is None}
+        return snapshot.with_tiers({name: await self._choose(source, known) for name, source in open_.items()})
+
+    async def _choose(self, source: RegoSource, known: Mapping[bytes, Mapping[str, Any]]) -> TierChoice:
+        for _, given, allowed in source.resource.spec.beyond(Tier.SIDECAR):
+            return TierChoice(Tier.CHECK, f"{given}, {allowed}")
+        document = compile_rego(source)
+        refusal = known.get(document) or await self._refusal(document)
+        if refusal is None:
+            return TierChoice(Tier.SIDECAR, "sidecars admit it")
+        self._refused[document] = refusal
+        place = f"{refusal['file']}:{refusal['line']}: " if refusal.get("file") else ""
+        return TierChoice(Tier.CHECK, f"{place}{refusal['reason']}")
 
     async def check(self, revision: Revision) -> None:
         """Checks the Rego policies of `revision`.
@@ -42,16 +67,20 @@ class RegoAdmission:
         """
         problems = []
         for name, document in revision.rego.items():
-            if document in self._admitted:
-                continue
-            refusal = await self._ask(document)
-            if refusal is None:
-                self._admitted.add(document)
-            else:
+            if (refusal := await self._refusal(document)) is not None:
                 problems.append(_problem(revision, name, refusal))
         if problems:
             raise InvalidConfiguration(problems)
         self._admitted &= set(revision.rego.values())
+
+    async def _refusal(self, document: bytes) -> Mapping[str, Any] | None:
+        """As :meth:`_ask`, each admitted document once."""
+        if document in self._admitted:
+            return None
+        refusal = await self._ask(document)
+        if refusal is None:
+            self._admitted.add(document)
+        return refusal
 
     async def _ask(self, document: bytes) -> Mapping[str, Any] | None:
         """Why the document's policy is refused; none where it is admitted."""
@@ -100,7 +129,7 @@ def _read_answer(line: bytes) -> Mapping[str, Any] | None:
 def _problem(revision: Revision, name: str, refusal: Mapping[str, Any]) -> Problem:
     source = revision.snapshot.rego[name]
     document, file, line = source.resource.document, refusal.get("file", ""), refusal.get("line", 0)
-    allowed = "see docs/rego.md for what the sidecar tier admits"
+    allowed = f"see docs/rego.md for what the {source.tier} tier admits"
     if file in source.all_modules and file.endswith(".rego"):
         return Problem(file, line, "", refusal["reason"], allowed)
     field = "spec.module" if source.resource.spec.module is not None else "spec"

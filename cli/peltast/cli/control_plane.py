@@ -184,7 +184,7 @@ class ControlPlane:
         snapshot = snapshot.with_bundles(bundles.found())
         if self._revision is not None and snapshot.version == self._revision.snapshot.version:
             return
-        revision = compile_revision(snapshot)
+        revision = compile_revision(await admission.choose_tiers(snapshot))
         await admission.check(revision)
         await keys.follow(revision.key_sources)
         self._changes.take(snapshot)

@@ -55,8 +55,8 @@ async def admitted_revision(configuration: Path, trust_domain: str) -> Revision:
         InvalidConfiguration: see there.
     """
     snapshot = await fetch_bundles(load(read_folder(configuration), trust_domain, 1))
-    revision = compile_revision(snapshot)
     async with RegoAdmission() as admission:
+        revision = compile_revision(await admission.choose_tiers(snapshot))
         await admission.check(revision)
     return revision
 
@@ -67,7 +67,9 @@ def _summary(revision: Revision) -> dict[str, object]:
         "version": snapshot.version,
         "resources": dict(Counter(resource.kind for resource in snapshot.resources)),
         "workloads": {name: workload.principal for name, workload in snapshot.workloads.items()},
-        "rego": {name: source.resource.spec.tier.value for name, source in snapshot.rego.items()},
+        "rego": {
+            name: {"tier": source.tier.value, "why": source.tier_reason} for name, source in snapshot.rego.items()
+        },
     }
 
 
@@ -78,4 +80,5 @@ def _print_summary(revision: Revision) -> None:
     for name, workload in snapshot.workloads.items():
         out.print(f"  workload {name} is {workload.principal}")
     for name, source in snapshot.rego.items():
-        out.print(f"  Rego {name} is decided in the {source.resource.spec.tier} tier")
+        why = f"  Rego {name} is decided in the {source.tier} tier: {source.tier_reason}"
+        out.print(why, markup=False)

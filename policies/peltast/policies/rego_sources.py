@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from peltast.policies.kinds.bundle import BundleSource, Polling
-from peltast.policies.kinds.rego import RegoPolicySpec
+from peltast.policies.kinds.rego import RegoPolicySpec, Tier
 from peltast.policies.kinds.resource import Resource
 from peltast.policies.sources.archive import inner_path, unpack
 from peltast.policies.sources.bundle import Bundle, DataPath, merge, overlap, package_of, path_text, read_bundle
@@ -18,7 +18,9 @@ from peltast.policies.sources.bundle_signature import Verification
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.oci import layer
 
-__all__ = ["BundleLocation", "RegoSource", "bundle_folder", "local_bundle"]
+__all__ = ["MAX_DESCRIPTOR_BYTES", "BundleLocation", "RegoSource", "TierChoice", "bundle_folder", "local_bundle"]
+
+MAX_DESCRIPTOR_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,14 @@ class BundleLocation:
 
 
 @dataclass(frozen=True)
+class TierChoice:
+    """The tier of a policy that asks for none, and why it is that one."""
+
+    tier: Tier
+    why: str
+
+
+@dataclass(frozen=True)
 class RegoSource:
     """A RegoPolicy with its own modules and data, those of its files among them, and its bundle, if that is here."""
 
@@ -41,6 +51,21 @@ class RegoSource:
     modules: Mapping[str, str]
     data: Mapping[str, Any]
     bundle: Bundle | None = None
+    descriptors: bytes | None = None
+    """A FileDescriptorSet by which messages of gRPC are read."""
+    choice: TierChoice | None = None
+
+    @property
+    def tier(self) -> Tier:
+        """Where it is evaluated. Until that is chosen, or asked for, in the sidecar."""
+        return self.resource.spec.tier or (self.choice.tier if self.choice is not None else Tier.SIDECAR)
+
+    @property
+    def tier_reason(self) -> str:
+        """Why it is evaluated there."""
+        if self.resource.spec.tier is not None:
+            return "it asks for it"
+        return self.choice.why if self.choice is not None else "nothing else is chosen"
 
     @property
     def location(self) -> BundleLocation | None:
@@ -83,6 +108,12 @@ class RegoSource:
         merge(self.place, together, self.bundle.data)
         merge(self.place, together, {"system": {"bundles": {self.resource.name: {"manifest": manifest}}}})
         return together
+
+    @property
+    def content(self) -> list[object]:
+        """All that it is made of, for a hash."""
+        descriptors = [] if self.descriptors is None else [self.descriptors.hex()]
+        return [dict(self.all_modules), dict(self.all_data), *descriptors]
 
     def conflict(self) -> str | None:
         """What of the policy's own the bundle claims for itself; none where they go together."""

@@ -31,7 +31,14 @@ from peltast.policies.kinds.workload import (
 )
 from peltast.policies.peer_authentication import PeerAuthentications
 from peltast.policies.problems import InvalidConfiguration, Problem
-from peltast.policies.rego_sources import BundleLocation, RegoSource, bundle_folder, local_bundle
+from peltast.policies.rego_sources import (
+    MAX_DESCRIPTOR_BYTES,
+    BundleLocation,
+    RegoSource,
+    TierChoice,
+    bundle_folder,
+    local_bundle,
+)
 from peltast.policies.sources.bundle import Bundle
 from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
@@ -121,7 +128,7 @@ class Snapshot:
             ]
             for resource in self.resources
         ]
-        rego = {name: [dict(source.all_modules), dict(source.all_data)] for name, source in self.rego.items()}
+        rego = {name: source.content for name, source in self.rego.items()}
         text = json.dumps([self.trust_domain, content, rego], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
@@ -163,6 +170,14 @@ class Snapshot:
         rego = {name: _with_bundle(source, fetched, problems) for name, source in self.rego.items()}
         if problems:
             raise InvalidConfiguration(problems)
+        return replace(self, rego=rego)
+
+    def with_tiers(self, choices: Mapping[str, TierChoice]) -> Snapshot:
+        """The same snapshot with these tiers for Rego policies that ask for none."""
+        rego = {
+            name: replace(source, choice=choices[name]) if name in choices else source
+            for name, source in self.rego.items()
+        }
         return replace(self, rego=rego)
 
     def applying_to(self, workload: Workload, spec: type[P]) -> Iterator[Resource[P]]:
@@ -329,7 +344,20 @@ class _Linker:
                 self.refuse(
                     resource, ("files", index), f"{file}: {error}", "Rego or a JSON object in UTF-8 is expected"
                 )
-        return self.with_local_bundle(RegoSource(resource, modules, data))
+        return self.with_local_bundle(RegoSource(resource, modules, data, descriptors=self.descriptors(resource)))
+
+    def descriptors(self, resource: Resource[RegoPolicySpec]) -> bytes | None:
+        given = resource.spec.proto_descriptor
+        if given is None:
+            return None
+        name = (PurePosixPath(resource.document.file).parent / given).as_posix()
+        content = self.files.get(name)
+        if content is None:
+            self.refuse(resource, ("protoDescriptor",), f"{given!r} is given", f"there is no file {name}")
+        elif len(content) > MAX_DESCRIPTOR_BYTES:
+            allowed = f"a FileDescriptorSet has at most {MAX_DESCRIPTOR_BYTES} bytes"
+            self.refuse(resource, ("protoDescriptor",), f"{len(content)} bytes are given", allowed)
+        return content
 
     def with_local_bundle(self, source: RegoSource) -> RegoSource:
         bundle = source.resource.spec.bundle

@@ -11,6 +11,7 @@
 mod abi;
 mod access_log;
 mod again;
+mod body;
 mod callout;
 mod config;
 mod connection;
@@ -19,6 +20,7 @@ mod downstream;
 mod entry;
 mod envoy;
 mod live;
+mod metadata;
 mod network;
 mod network_entry;
 mod outcome;

@@ -5,13 +5,15 @@ https://www.envoyproxy.io/docs/envoy/latest/api-v3/service/auth/v3/external_auth
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption, QueryParameter
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse, DeniedHttpResponse, OkHttpResponse
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import BoolValue
 from google.rpc.code_pb2 import OK, PERMISSION_DENIED, UNAUTHENTICATED
 from google.rpc.status_pb2 import Status
 
@@ -24,6 +26,12 @@ METADATA_KEY = "peltast.dev"
 
 TOLD_KEY = "peltast.dev/told"
 """The context extension that names the headers that are known, where nothing else is but method, host and path."""
+
+TRUNCATED_KEY = "peltast.dev/truncated-body"
+"""The context extension by which a sidecar of ours says that there is more of the body."""
+
+_PARTIAL = "x-envoy-auth-partial-body"
+"""The header by which Envoy says so."""
 
 VALID_FOR_MS = 60_000
 """How long a sidecar may keep an answer whose attributes determine it. A changed program ends it at once."""
@@ -38,19 +46,23 @@ def engine_request(check: CheckRequest) -> Request:
     attributes = check.attributes
     source, destination = attributes.source.address.socket_address, attributes.destination.address.socket_address
     http = attributes.request.http
+    body = http.raw_body or http.body.encode()
+    headers = _headers(http)
     return Request(
         method=http.method if attributes.request.HasField("http") else None,
         host=http.host,
         path=http.path,
         scheme=http.scheme,
         protocol=http.protocol,
-        headers=_headers(http),
+        headers=headers,
         source_principal=attributes.source.principal or None,
         source_ip=source.address or None,
         source_port=_port(source.port_value),
         destination_ip=destination.address or None,
         destination_port=_port(destination.port_value),
         sni=attributes.tls_session.sni or None,
+        body=body,
+        is_body_whole=TRUNCATED_KEY not in attributes.context_extensions and _is_whole(body, headers),
         told=attributes.context_extensions[TOLD_KEY].split(",") if TOLD_KEY in attributes.context_extensions else None,
     )
 
@@ -62,6 +74,14 @@ def _headers(http: Any) -> list[tuple[str, str]]:
     ]
     every = [*http.headers.items(), *listed]
     return [(name, value) for name, value in every if not name.startswith(":")]
+
+
+def _is_whole(body: bytes, headers: Iterable[tuple[str, str]]) -> bool:
+    """Whether `body` is all of it: also not where Envoy was not told to send any."""
+    named = {name.lower(): value for name, value in headers}
+    length = named.get("content-length", "")
+    cut = length.isascii() and length.isdigit() and int(length[:20]) > len(body)
+    return not cut and named.get(_PARTIAL) != "true"
 
 
 def _port(value: int) -> int:
@@ -87,6 +107,10 @@ def check_response(decision: Decision, program: Program, *, sidecar: bool) -> Ch
                 headers=_options(to_set),
                 headers_to_remove=to_remove,
                 response_headers_to_add=_options(decision.response_headers_to_add),
+                query_parameters_to_set=[
+                    QueryParameter(key=name, value=value) for name, value in decision.query_parameters_to_set
+                ],
+                query_parameters_to_remove=_removed_parameters(decision, sidecar=sidecar),
             )
         )
     else:
@@ -103,7 +127,18 @@ def check_response(decision: Decision, program: Program, *, sidecar: bool) -> Ch
 
 
 def _options(headers: Iterable[tuple[str, str]]) -> list[Any]:
-    return [HeaderValueOption(header=HeaderValue(key=name, value=value)) for name, value in headers]
+    """The first value of a header takes the place of what was there, more are appended to it."""
+    options, seen = [], set()
+    for name, value in headers:
+        append = BoolValue(value=True) if name in seen else None
+        options.append(HeaderValueOption(header=HeaderValue(key=name, value=value), append=append))
+        seen.add(name)
+    return options
+
+
+def _removed_parameters(decision: Decision, *, sidecar: bool) -> list[str]:
+    """What is removed of the query. Envoy compares names as they are written, our sidecars as they are meant."""
+    return [*decision.query_parameters_to_remove, *([] if sidecar else decision.query_parameters_respelled)]
 
 
 def _metadata(decision: Decision, program: Program) -> Struct:
@@ -117,7 +152,11 @@ def _metadata(decision: Decision, program: Program) -> Struct:
         "ttl_ms": VALID_FOR_MS if decision.cacheable else 0,
         "referenced": program.attributes,
         "shadow": decision.shadow or None,
+        "prints": decision.prints or None,
+        "annotations": decision.annotations or None,
     }
     metadata = Struct()
+    if decision.dynamic_metadata:
+        metadata.update(json.loads(decision.dynamic_metadata))
     metadata.update({METADATA_KEY: {name: value for name, value in own.items() if value is not None}})
     return metadata
