@@ -112,7 +112,8 @@ mod tests {
 
     #[test]
     fn a_body_is_kept_up_to_the_limit() {
-        let table: &[(usize, &str, &[&[u8]], (&[u8], bool, usize))] = &[
+        type Case<'a> = (usize, &'a str, &'a [&'a [u8]], (&'a [u8], bool, usize));
+        let table: &[Case<'_>] = &[
             (4, "", &[b"ab", b"cd"], (b"abcd", true, 2)),
             (4, "", &[b"ab", b"cde", b"f"], (b"abcd", false, 2)),
             (3, "", &[b"abcd", b""], (b"abc", false, 1)),
