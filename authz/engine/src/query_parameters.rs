@@ -27,9 +27,14 @@ impl QueryOperations {
         self
     }
 
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.set.is_empty() && self.remove.is_empty()
+    }
+
     /// `path_and_query` with its query changed; none where there is nothing to do.
     pub fn apply(&self, path_and_query: &[u8]) -> Option<Vec<u8>> {
-        if self.set.is_empty() && self.remove.is_empty() {
+        if self.is_empty() {
             return None;
         }
         let removed = |name: &str| self.remove.iter().any(|each| is_same(each, name));

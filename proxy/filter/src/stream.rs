@@ -8,7 +8,7 @@ use peltast_engine::path::Normalization;
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::recording::{Recorder, Recording};
 use peltast_engine::{
-    Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Token, Told, Verdict,
+    Answer, Decision, Effect, Headers, Http, Program, QueryOperations, Question, Reason, Request, Token, Told, Verdict,
 };
 
 use crate::abi;
@@ -441,6 +441,12 @@ impl StreamState {
         recorder.headers(fields, &self.program.verified_headers(stream, outcome.token));
     }
 
+    fn change_query(&mut self, stream: &mut Stream, operations: &QueryOperations) {
+        if let Some(path) = operations.apply(stream.header(":path").unwrap_or_default()) {
+            self.changed.set(stream, ":path", &path);
+        }
+    }
+
     /// Readies a decided request for the application, or says that it is to be answered here.
     fn carry_out(&mut self, stream: &mut Stream, answer: &Answer) -> Next {
         let decision = &answer.decision;
@@ -462,8 +468,8 @@ impl StreamState {
                 false => self.changed.set(stream, name, value.as_bytes()),
             }
         }
-        if let Some(path) = decision.query.apply(stream.header(":path").unwrap_or_default()) {
-            self.changed.set(stream, ":path", &path);
+        if !decision.query.is_empty() {
+            self.change_query(stream, &decision.query);
         }
         self.token_ends_ms = ends_ms(answer.token.as_ref());
         self.token.clone_from(&answer.token);
