@@ -64,11 +64,13 @@ lint: build ## Formatting, lints, types, import contracts
 	@cargo clippy --profile quick --locked --quiet -p peltast-engine --features python --lib -- -D warnings
 	@cargo clippy --profile quick --locked --quiet -p peltast-filter --all-targets -- -D warnings
 
-bench: build ## Measure the engine, the sidecar and the audit store against their limits
+bench: build ## Measure the engine, the sidecar, the audit store and the check service against their limits
 	@$(BIN)/python benchmarks/decide.py --check
 	@$(BIN)/python benchmarks/sidecar.py --check
+	@$(BIN)/python benchmarks/quota.py --check
 	@$(BIN)/python benchmarks/audit.py --check
 	@$(BIN)/python benchmarks/bundle.py --check
+	@$(BIN)/python benchmarks/check.py --check
 
 build: $(INSTALLED) $(LIBRARIES) ## Set up .venv and build both Rust libraries
 

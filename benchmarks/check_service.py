@@ -14,11 +14,11 @@ from google.protobuf.json_format import ParseDict
 
 from peltast.authz.check.documents import check_revision
 from peltast.authz.check.front import CheckFront
-from peltast.authz.check.grpc import NAME, authorization_methods
+from peltast.authz.check.grpc import authorization_handler
 from peltast.authz.check.pool import EvaluatorPool
 from peltast.authz.revision import Revision
 from peltast.identity.ca.authority import CONTROL_DNS_NAME
-from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
+from peltast.identity.rpc import caller, server_credentials, server_options
 from peltast.identity.svid import Svid
 from peltast.proxy.xds.compile import socket_address, static_cluster
 from peltast.proxy.xds.tls import upstream
@@ -59,7 +59,7 @@ class RunningCheckService:
     async def _serve(self) -> None:
         await self._front.take(self._revision)
         server = grpc.aio.server(options=server_options)
-        server.add_generic_rpc_handlers((generic_handler(NAME, authorization_methods(self._front, caller)),))
+        server.add_generic_rpc_handlers((authorization_handler(self._front, caller),))
         server.add_secure_port(f"{ADDRESS}:{PORT}", self._credentials)
         await server.start()
         self._serving.set()

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import grpc
 from check_service import RunningCheckService
 from envoy.config.cluster.v3.cluster_pb2 import Cluster
 from envoy.config.listener.v3.listener_pb2 import Listener
@@ -25,8 +26,9 @@ from peltast.audit.spool import SpoolReader, spool_folders
 from peltast.authz._engine import SpoolUsage, scan_frames
 from peltast.authz.revision import Revision, compile_revision
 from peltast.identity.certificates import pem
+from peltast.identity.rpc import server_credentials
 from peltast.policies.kinds.mesh import Normalization
-from peltast.policies.snapshot import load
+from peltast.policies.snapshot import Snapshot, load
 from peltast.proxy.xds.compile import (
     application_cluster_name,
     inbound_listener,
@@ -191,11 +193,19 @@ class Bench:
         repack(manager_of(listener), with_programs if variant.policies else without_us)
         return listener
 
+    def snapshot(self, policies: str) -> Snapshot:
+        """The mesh with `policies`, as a service beside the sidecars sees it."""
+        mesh = _MESH.format(client=_CLIENT_ADDRESS, server="127.0.31.250", egress=15001)
+        return load({"mesh.yaml": mesh.encode(), "policies.yaml": policies.encode()}, TRUST_DOMAIN.name, 1)
+
+    def control_credentials(self) -> grpc.ServerCredentials:
+        """With which a part of the control plane serves."""
+        svid, roots = self._envoys.svid(CONTROL), pem(self._envoys.authority.chain[-1])
+        return server_credentials(lambda: (svid.key_pem, svid.chain_pem, roots), require_client=True)
+
     def check_service(self, policies: str) -> RunningCheckService:
         """A check service that decides requests to the server by `policies`."""
-        mesh = _MESH.format(client=_CLIENT_ADDRESS, server="127.0.31.250", egress=15001)
-        files = {"mesh.yaml": mesh.encode(), "policies.yaml": policies.encode()}
-        revision = compile_revision(load(files, TRUST_DOMAIN.name, 1))
+        revision = compile_revision(self.snapshot(policies))
         return RunningCheckService(revision, self._envoys.svid(CONTROL), pem(self._envoys.authority.chain[-1]))
 
 

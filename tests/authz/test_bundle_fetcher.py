@@ -15,7 +15,7 @@ from support.running import eventually
 from peltast.authz import bundle_fetcher
 from peltast.authz.bundle_fetcher import BundleFetcher, BundleStatus, fetch_bundles
 from peltast.authz.fetched_bundle import FetchedBundle, takes_long_polls
-from peltast.policies.problems import InvalidConfiguration
+from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.rego_sources import BundleLocation
 from peltast.policies.snapshot import load
 from peltast.policies.sources.bundle import Bundle, read_bundle
@@ -146,6 +146,49 @@ async def test_bundles_are_fetched_changed_ones_again_and_failures_leave_the_las
 
         await fetcher.follow(frozenset())
         assert fetcher.found() == {}
+
+
+async def test_a_bundle_that_is_not_admitted_leaves_the_last_good_one_also_over_a_restart() -> None:
+    statuses: list[BundleStatus] = []
+    saved: dict[BundleLocation, bytes] = {}
+
+    async def admit(where: BundleLocation, bundle: Bundle) -> None:
+        if bundle.revision == "bad":
+            raise InvalidConfiguration([Problem("app/rules.rego", 3, "", "http.send is called", "not that")])
+
+    fetcher = BundleFetcher(
+        admit=admit, report=statuses.append, save=lambda where, archive: saved.update({where: archive})
+    )
+    async with BundleServer(revision("good")) as server, fetcher:
+        where = location(server.url, delays=(0.01 * SECOND, 0.02 * SECOND))
+        await fetcher.follow(frozenset({where}), PATIENCE)
+        server.serve(revision("bad"))
+        await eventually(lambda: statuses[-1].error, "the bad one is told")
+        assert statuses[-1].error == "app/rules.rego:3: http.send is called; not that"
+        asked = len(server.requests)
+        await eventually(lambda: len(server.requests) > asked + 1, "it is asked for again")
+        assert (revision_of(fetcher.found()[where]), saved) == ("good", {where: revision("good")})
+
+        server.silent = True
+        async with BundleFetcher(admit=admit, kept=saved.get) as restarted:
+            await restarted.follow(frozenset({where}), PATIENCE)
+            assert revision_of(restarted.found()[where]) == "good"
+
+
+async def test_a_bundle_that_was_never_admitted_is_asked_for_anew_with_every_change() -> None:
+    refused = True
+
+    async def admit(where: BundleLocation, bundle: Bundle) -> None:
+        if refused:
+            raise InvalidConfiguration([Problem("a.rego", 1, "", "in conflict", "not that")])
+
+    async with BundleServer(revision("one")) as server, BundleFetcher(admit=admit) as fetcher:
+        where = location(server.url, delays=(600 * SECOND, 600 * SECOND))
+        await fetcher.follow(frozenset({where}), PATIENCE)
+        assert "in conflict" in str(fetcher.found()[where])
+        refused = False
+        await fetcher.follow(frozenset({where}), PATIENCE)
+        assert revision_of(fetcher.found()[where]) == "one"
 
 
 async def test_a_long_poll_brings_another_bundle_at_once() -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import pytest
 from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
+from support.running import eventually
 
 from peltast.authz.check.documents import check_revision
 from peltast.authz.check.front import CheckFront
@@ -60,7 +60,9 @@ class Running:
         http = AttributeContext.HttpRequest(method="GET", host="h", path=path, headers=headers)
         destination = AttributeContext.Peer(principal=CATALOG)
         attributes = AttributeContext(destination=destination, request=AttributeContext.Request(http=http))
-        return await self.front.check(CheckRequest(attributes=attributes), CATALOG)
+        checked = self.front.check(CheckRequest(attributes=attributes).SerializeToString(), CATALOG)
+        assert not isinstance(checked, CheckResponse), "nothing here is decided at once"
+        return await checked
 
 
 Start = Callable[..., Awaitable[Running]]
@@ -91,11 +93,8 @@ def told(response: CheckResponse) -> tuple[bool, str, str]:
     return response.status.code == 0, own["reason"], own["source"]
 
 
-async def eventually(holds: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < deadline, what
-        await asyncio.sleep(0.01)
+def detail(response: CheckResponse) -> str:
+    return response.dynamic_metadata["peltast.dev"]["detail"]
 
 
 async def test_the_check_tier_is_evaluated_in_other_processes(start: Start) -> None:
@@ -114,33 +113,24 @@ async def test_what_hangs_is_killed_at_its_deadline_and_alone(
     start: Start, on_error: str, wanted: tuple[bool, str, str]
 ) -> None:
     running = await start(on_error)
-    usual = p99([await timed(running) for _ in range(200)])
     hangs, other = running.pool.pids
     os.kill(hangs, signal.SIGSTOP)  # as good as one that hangs in a built-in
-    before = time.monotonic()
-    asked = asyncio.gather(*(running.ask("/fine") for _ in range(2)))
+    deadline = asyncio.get_running_loop().time() + 1.0
+    asked = [asyncio.create_task(running.ask("/fine")) for _ in range(2)]
     await asyncio.sleep(0)  # each of them has an evaluator now
-    took = []
-    while not asked.done():
-        took.append(await timed(running))
-    answers = [told(answer) for answer in await asked]
-    assert sorted(answers) == sorted([wanted, (True, "rego_allowed", "cache")])
-    assert 0.9 < time.monotonic() - before < 1.5
-    print(f"others: 99 % within {p99(took) * 1000:.2f} ms of {len(took)}, {usual * 1000:.2f} ms with none that hangs")
-    assert p99(took) < usual + 0.02
+    (quick,), (slow,) = await asyncio.wait(asked, return_when=asyncio.FIRST_COMPLETED)
+    others = 0
+    while not slow.done():
+        assert told(await running.ask("/fine")) == (True, "rego_allowed", "cache")
+        others += 1
+    assert asyncio.get_running_loop().time() >= deadline
+    assert others > 1, "others are answered while one hangs"
+    assert told(quick.result()) == (True, "rego_allowed", "engine")
+    assert told(slow.result()) == wanted
+    assert detail(slow.result()) == "the policy took longer than 1000 ms"
     await eventually(lambda: hangs not in running.pool.pids, "the one that hangs is killed")
     await eventually(lambda: len(running.pool.pids) == 2, "another takes its place")
     assert other in running.pool.pids
-
-
-async def timed(running: Running) -> float:
-    began = time.monotonic()
-    assert told(await running.ask("/fine"))[0]
-    return time.monotonic() - began
-
-
-def p99(took: list[float]) -> float:
-    return sorted(took)[len(took) * 99 // 100]
 
 
 async def test_what_eats_memory_ends_alone(start: Start) -> None:
@@ -161,7 +151,7 @@ async def test_what_an_evaluator_was_asked_that_dies_is_answered_at_once(start: 
     os.kill(running.pool.pids[0], signal.SIGKILL)
     answer = await asking
     assert told(answer) == (True, "check_unreachable", "failed-open")
-    assert answer.dynamic_metadata["peltast.dev"]["detail"] == "the policy ended the process that evaluated it"
+    assert detail(answer) == "the policy ended the process that evaluated it"
 
 
 async def test_one_over_capacity_is_answered_at_once(start: Start) -> None:
@@ -169,13 +159,14 @@ async def test_one_over_capacity_is_answered_at_once(start: Start) -> None:
     os.kill(running.pool.pids[0], signal.SIGSTOP)
     slow = [asyncio.create_task(running.ask("/fine")) for _ in range(2)]
     await asyncio.sleep(0)
-    before = time.monotonic()
     over = await running.ask("/fine")
-    assert time.monotonic() - before < 0.02
-    assert over.dynamic_metadata["peltast.dev"]["detail"] == "the check service is over capacity"
+    assert not any(task.done() for task in slow), "it waits for none of those that were before it"
+    assert detail(over) == "the check service is over capacity"
     assert told(over) == (True, "check_unreachable", "failed-open")
-    details = [answer.dynamic_metadata["peltast.dev"]["detail"] for answer in await asyncio.gather(*slow)]
-    assert details == ["the policy took longer than 1000 ms", "no evaluator was free in time"]
+    assert [detail(answer) for answer in await asyncio.gather(*slow)] == [
+        "the policy took longer than 1000 ms",
+        "no evaluator was free in time",
+    ]
 
 
 async def test_a_client_that_goes_away_leaves_its_evaluator_to_others(start: Start) -> None:

@@ -11,9 +11,9 @@ from peltast.authz.check.convert import METADATA_KEY, check_response
 
 
 def own_part(mesh: Any) -> dict[str, Any]:
-    own: dict[str, Any] = MessageToDict(check_response(mesh.decide(), mesh.program, sidecar=True).dynamic_metadata)[
-        METADATA_KEY
-    ]
+    own: dict[str, Any] = MessageToDict(
+        check_response(mesh.decide(), tuple(mesh.program.attributes), sidecar=True).dynamic_metadata
+    )[METADATA_KEY]
     return own
 
 

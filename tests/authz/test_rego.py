@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 import pytest_asyncio
+from support.running import descendants
 
 from peltast.authz import admission
 from peltast.authz.admission import RegoAdmission
+from peltast.authz.admission_worker import Question
 from peltast.authz.revision import Revision, compile_revision
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.snapshot import load
@@ -50,7 +54,7 @@ def revision_of(*documents: str, files: dict[str, bytes] | None = None) -> Revis
 
 async def refusals(admit: RegoAdmission, revision: Revision) -> tuple[Problem, ...]:
     with pytest.raises(InvalidConfiguration) as caught:
-        await admit.check(revision)
+        await admit.check(revision.snapshot)
     return caught.value.problems
 
 
@@ -71,7 +75,7 @@ allow := {
 
 async def ruled(admit: RegoAdmission, mesh: Make, policy: Make, module: str, **more: Any) -> Any:
     made = mesh(rego_yaml(module, **more), policy(CUSTOM))
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     return made
 
 
@@ -129,7 +133,7 @@ async def test_headers_of_rego_stay_when_an_allow_policy_decides(
     admit: RegoAdmission, mesh: Make, policy: Make
 ) -> None:
     made = mesh(rego_yaml(OBJECT), policy(CUSTOM), policy({"rules": [{}]}, name="all"))
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     decision = made.decide()
     assert (decision.reason, decision.policy) == ("allow_rule", "shop/all")
     assert ("x-user", "ada") in decision.request_headers_to_set
@@ -197,7 +201,7 @@ async def test_data_comes_from_the_spec_and_from_files(admit: RegoAdmission, mes
     files = {"rules.rego": module, "groups.json": b'{"groups": {"staff": ["ada"]}}'}
     rego = rego_yaml(None, files=["rules.rego", "groups.json"], data={"name": "staff"})
     made = mesh(rego, policy(CUSTOM), files=files)
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     assert made.decide(headers=[("x-user", "ada")]).allowed
     assert not made.decide(headers=[("x-user", "eve")]).allowed
 
@@ -208,7 +212,7 @@ async def test_a_module_and_a_file_called_like_the_policy_are_both_read(
     document = rego_yaml(app("allow if { not data.more.deny }"), files=["rules.rego"])
     files = {"shop/rules.yaml": document.encode(), "shop/rules.rego": b"package more\ndeny := true\n"}
     made = mesh(policy(CUSTOM), files=files)
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     assert not made.decide().allowed
 
 
@@ -241,7 +245,7 @@ async def test_what_fails_open_may_still_be_denied_by_a_deny_policy(
 ) -> None:
     deny = policy({"action": "DENY", "rules": [{}]}, name="deny")
     made = mesh(rego_yaml(FAILS, onError="allow"), policy(CUSTOM), deny)
-    await admit.check(made.revision)
+    await admit.check(made.revision.snapshot)
     decision = made.decide(path="/a")
     assert (decision.allowed, decision.reason, decision.decided_by) == (False, "deny_rule", "engine")
 
@@ -289,14 +293,13 @@ REFUSED = [
 async def test_what_the_sidecar_tier_does_not_admit_is_refused_at_its_line(
     admit: RegoAdmission, module: str, line: int, says: str
 ) -> None:
-    revision = revision_of(rego_yaml(module))
-    (problem,) = await refusals(admit, revision)
+    text = rego_yaml(module, tier="sidecar")
+    (problem,) = await refusals(admit, revision_of(text))
     assert (problem.file, problem.field) == ("p.yaml", "spec.module")
     assert says in problem.given
     assert problem.given
     if line:
-        text = rego_yaml(module).split("\n")
-        assert text[problem.line - 1].strip() == module.strip("\n").split("\n")[line - 1]
+        assert text.split("\n")[problem.line - 1].strip() == module.strip("\n").split("\n")[line - 1]
 
 
 @pytest.mark.parametrize(("module", "line", "says"), [pytest.param(*row[1:], id=row[0]) for row in REFUSED])
@@ -304,7 +307,7 @@ async def test_what_the_sidecar_tier_does_not_admit_is_refused_at_its_line(
 async def test_what_is_refused_in_a_file_is_told_with_that_file(
     admit: RegoAdmission, module: str, line: int, says: str, name: str
 ) -> None:
-    files = {"p.yaml": rego_yaml(None, files=[name]).encode(), name: module.encode()}
+    files = {"p.yaml": rego_yaml(None, files=[name], tier="sidecar").encode(), name: module.encode()}
     (problem,) = await refusals(admit, compile_revision(load(files, "cluster.local", 1)))
     assert problem.file == name
     assert problem.line == line or (line == 0 and problem.line > 0)
@@ -342,6 +345,43 @@ async def test_a_refused_policy_is_refused_again(admit: RegoAdmission) -> None:
     assert await refusals(admit, revision) == await refusals(admit, revision)
 
 
+# Tiers ----------------------------------------------------------------------------------------------------------------
+
+CHECK_ONLY = app("allow if count(numbers.range(1, 9)) == 9")
+
+
+@pytest.mark.parametrize(
+    ("module", "more", "tier", "why"),
+    [
+        (app("allow := true"), {}, "sidecar", "sidecars admit it"),
+        (app("allow := true"), {"tier": "check"}, "check", "it asks for it"),
+        (app("allow := true"), {"timeout": "51ms"}, "check", "51ms is given, at most 50ms in the sidecar tier"),
+        (CHECK_ONLY, {}, "check", "RegoPolicy shop/rules:2: the built-in numbers.range is outside the sidecar tier"),
+    ],
+)
+async def test_a_policy_is_admitted_where_it_can_be_and_each_question_is_asked_once(
+    admit: RegoAdmission, monkeypatch: pytest.MonkeyPatch, module: str, more: dict[str, Any], tier: str, why: str
+) -> None:
+    asked: list[bytes] = []
+    ask = admit._ask
+
+    async def counted(question: Question, document: bytes) -> Any:
+        asked.append(question.value + document)
+        return await ask(question, document)
+
+    monkeypatch.setattr(admit, "_ask", counted)
+    for _ in range(2):
+        (source,) = (await admit.check(revision_of(rego_yaml(module, **more)).snapshot)).rego.values()
+        assert (source.tier, source.read) == (tier, frozenset({("app", "allow")}))
+        assert source.tier_reason.startswith(why)
+    assert len(asked) == len(set(asked)) > 1
+
+
+async def test_a_policy_that_no_tier_admits_is_refused_as_the_check_tier_does(admit: RegoAdmission) -> None:
+    (problem,) = await refusals(admit, revision_of(rego_yaml(app("allow if http.send({})"))))
+    assert "for what the check tier admits" in problem.allowed
+
+
 # Hostile policies -----------------------------------------------------------------------------------------------------
 
 
@@ -354,21 +394,40 @@ TOO_SLOW = repeated(f"r contains {'[' * 12}1{']' * 12}\n")
 TOO_DEEP = f"package app\nx := {('-' * 1000 + chr(10)) * 200}1\nallow := true\n"
 
 
-@pytest.mark.parametrize(
-    ("module", "says"),
-    [
-        pytest.param(TOO_SLOW, "takes longer than", id="takes too long"),
-        pytest.param(TOO_DEEP, "ended the process", id="overflows the stack"),
-    ],
-)
-async def test_a_policy_that_the_worker_does_not_survive_is_refused_and_the_next_is_checked(
-    admit: RegoAdmission, monkeypatch: pytest.MonkeyPatch, module: str, says: str
+def with_a_module_that_is(module: str) -> Revision:
+    """A hostile policy, a bad one and a good one."""
+    documents = rego_yaml(None, "a", files=["a.rego"]), rego_yaml("nonsense", "b"), rego_yaml(app("allow := true"), "c")
+    return revision_of(*documents, files={"a.rego": module.encode()})
+
+
+async def test_a_policy_that_takes_too_long_is_refused_and_the_next_is_checked(
+    admit: RegoAdmission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "TIME_LIMIT_SECONDS", 2.0)
-    documents = rego_yaml(None, "a", files=["a.rego"]), rego_yaml("nonsense", "b"), rego_yaml(app("allow := true"), "c")
-    hostile, bad = await refusals(admit, revision_of(*documents, files={"a.rego": module.encode()}))
+    hostile, bad = await refusals(admit, with_a_module_that_is(TOO_SLOW))
     assert (hostile.file, hostile.field) == ("p.yaml", "spec")
-    assert says in hostile.given
+    assert "takes longer than" in hostile.given
+    assert "package" in bad.given
+
+
+async def test_a_policy_that_the_worker_does_not_survive_is_refused_and_the_next_is_checked(
+    admit: RegoAdmission,
+) -> None:
+    await admit.check(revision_of(rego_yaml(app("allow := true"))).snapshot)  # so that there is a worker
+    checking = asyncio.create_task(refusals(admit, with_a_module_that_is(TOO_SLOW)))
+    await asyncio.sleep(0)  # it is asked now
+    for worker in descendants(os.getpid()):
+        os.kill(worker, signal.SIGKILL)
+    hostile, bad = await checking
+    assert (hostile.file, hostile.field) == ("p.yaml", "spec")
+    assert "ended the process" in hostile.given
+    assert "package" in bad.given
+
+
+async def test_a_policy_that_nests_too_deep_for_the_worker_is_refused_before_it_is_parsed(admit: RegoAdmission) -> None:
+    hostile, bad = await refusals(admit, with_a_module_that_is(TOO_DEEP))
+    assert (hostile.file, hostile.line) == ("a.rego", 201)
+    assert "operators in a row" in hostile.given
     assert "package" in bad.given
 
 
@@ -380,10 +439,10 @@ async def test_a_module_that_is_too_long_is_refused(admit: RegoAdmission) -> Non
 
 
 async def test_a_check_that_is_cancelled_does_not_leave_its_answer_to_the_next(admit: RegoAdmission) -> None:
-    await admit.check(revision_of(rego_yaml(app("allow := true"))))
+    await admit.check(revision_of(rego_yaml(app("allow := true"))).snapshot)
     for n in range(20):
         good = revision_of(rego_yaml(app(f"allow := {n} == {n}")))
-        check = asyncio.ensure_future(admit.check(good))
+        check = asyncio.ensure_future(admit.check(good.snapshot))
         await asyncio.sleep(0)
         check.cancel()
         with pytest.raises(asyncio.CancelledError):

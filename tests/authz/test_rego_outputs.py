@@ -189,7 +189,7 @@ WANTS = allowing(
 
 def answered(mesh: Make, policy: Make, spec: dict[str, Any], *, sidecar: bool) -> CheckResponse:
     made = mesh(policy(CUSTOM), policy(spec, kind="RegoPolicy", name="r"))
-    return check_response(made.decide(path="/?%62=1"), made.program, sidecar=sidecar)
+    return check_response(made.decide(path="/?%62=1"), tuple(made.program.attributes), sidecar=sidecar)
 
 
 @pytest.mark.parametrize(("sidecar", "removed"), [(True, ["b"]), (False, ["b", "%62"])])

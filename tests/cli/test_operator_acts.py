@@ -4,43 +4,19 @@ from __future__ import annotations
 
 import os
 import pwd
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
+from support.acts import Record
 
-from peltast.cli.operator_acts import note_act, operator_acts_handler
+from peltast.cli.operator_acts import note_act
 from peltast.cli.settings import operator_socket
 from peltast.identity.acts import Act
-from peltast.identity.files import make_private_folder
 from peltast.identity.protos.act_pb2 import NoteResponse, OperatorAct
 
 USER = f"user:{pwd.getpwuid(os.getuid()).pw_name}"
-
-
-class Record(list[Act]):
-    """What was recorded; `full` when there is no room."""
-
-    full = False
-
-    def report(self, act: Act) -> None:
-        if self.full:
-            raise OSError("the spool is full")
-        self.append(act)
-
-
-@pytest.fixture
-async def record(state: Path) -> AsyncIterator[Record]:
-    record = Record()
-    make_private_folder(state)
-    server = grpc.aio.server()
-    server.add_generic_rpc_handlers((operator_acts_handler(record.report),))
-    server.add_insecure_port(f"unix:{operator_socket(state)}")
-    await server.start()
-    yield record
-    await server.stop(grace=None)
 
 
 async def test_an_act_is_recorded_with_who_did_it(

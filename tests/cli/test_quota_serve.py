@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import stat
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,6 +13,8 @@ import pytest
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
 from google.protobuf.json_format import ParseDict
 from spiffe import SpiffeId, TrustDomain
+from support.acts import Record
+from support.quota import served
 from support.receivers import free_port
 from support.redis import needs_redis, redis_server
 from support.running import PELTAST, eventually
@@ -47,35 +45,6 @@ def limits(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "shop.yaml").write_text(LIMITS)
     return folder
-
-
-@asynccontextmanager
-async def served(*arguments: object, **environment: str) -> AsyncIterator[list[str]]:
-    """What `peltast quota serve` says, until it is told to end, which it does in good order."""
-    process = await asyncio.create_subprocess_exec(
-        *(*PELTAST, "quota", "serve", *map(str, arguments)),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.STDOUT,
-        env={**os.environ, **environment},
-    )
-    said: list[str] = []
-
-    async def read() -> None:
-        assert process.stdout is not None
-        while line := await process.stdout.readline():
-            said.append(line.decode())
-
-    reading = asyncio.create_task(read())
-    try:
-        await eventually(lambda: any("Serving at" in line for line in said) or process.returncode, "it serves")
-        assert process.returncode is None, said
-        yield said
-        process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0, said
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await reading
 
 
 async def limited(channel: grpc.aio.Channel, hits: int = 1, value: str = "jo") -> str:
@@ -204,18 +173,21 @@ async def test_over_tcp_callers_show_svids_and_leases_are_theirs(tmp_path: Path,
 
 
 @pytest.mark.parametrize(
-    ("arguments", "says"),
+    ("arguments", "code", "says"),
     [
-        (["--listen", "127.0.0.1:1"], "it needs --certificate, --key and --client-ca"),
-        (["--listen", "here"], "allowed: HOST:PORT"),
-        (["--key", "k"], "are for --listen"),
-        (["--redis-cluster"], "--redis-cluster is for --redis"),
-        (["--redis", "http://redis"], "Redis URL must specify one of the following schemes"),
+        (["--listen", "127.0.0.1:1"], 1, "it needs --certificate, --key and --client-ca"),
+        (["--listen", "here"], 1, "allowed: HOST:PORT"),
+        (["--key", "k"], 1, "are for --listen"),
+        (["--redis-cluster"], 1, "--redis-cluster is for --redis"),
+        (["--redis", "http://redis"], 2, "redis://, rediss:// or unix:// is expected"),
+        (["--redis", "redis://:port"], 1, "Port could not be cast to integer"),
     ],
 )
-def test_options_that_make_no_safe_service_are_refused(limits: Path, arguments: list[str], says: str) -> None:
+def test_options_that_make_no_safe_service_are_refused(
+    limits: Path, arguments: list[str], code: int, says: str
+) -> None:
     ended = CliRunner().invoke(app, ["quota", "serve", str(limits), *arguments])
-    assert (ended.exit_code, says in ended.stderr) == (1, True), ended.output
+    assert (ended.exit_code, says in ended.stderr) == (code, True), ended.output
 
 
 def test_problems_of_descriptors_are_told_before_it_starts(limits: Path) -> None:
@@ -223,3 +195,29 @@ def test_problems_of_descriptors_are_told_before_it_starts(limits: Path) -> None
     ended = CliRunner().invoke(app, ["quota", "serve", str(limits)])
     assert ended.exit_code == 1
     assert "shop.yaml:1: domain: 'shop' is given; a domain is written in one file, and more.yaml has it" in ended.stderr
+
+
+async def test_where_a_mesh_runs_what_is_taken_and_refused_is_on_record(
+    limits: Path, state: Path, record: Record
+) -> None:
+    async with served(limits, "--state", state):
+        (limits / "shop.yaml").write_text(LIMITS.replace("requests_per_unit: 2", "requests_per_unit: -2"))
+        await eventually(lambda: len(record) == 2, "the refusal is on record")
+        (limits / "shop.yaml").write_text(LIMITS.replace("requests_per_unit: 2", "requests_per_unit: 3"))
+        await eventually(lambda: len(record) == 3, "the next is on record")
+    assert [(act.action, act.allowed, act.object) for act in record] == [
+        ("limits.take", True, str(limits)),
+        ("limits.refuse", False, str(limits)),
+        ("limits.take", True, str(limits)),
+    ]
+    assert record[0].detail == "domains: shop"
+    assert "shop.yaml:4" in record[1].detail
+    assert "-2" in record[1].detail
+
+
+async def test_a_folder_that_is_refused_at_the_start_is_on_record(limits: Path, state: Path, record: Record) -> None:
+    (limits / "more.yaml").write_text(LIMITS)
+    process = await asyncio.create_subprocess_exec(*PELTAST, "quota", "serve", str(limits), "--state", str(state))
+    assert await process.wait() == 1
+    assert [(act.action, act.allowed) for act in record] == [("limits.refuse", False)]
+    assert "more.yaml has it" in record[0].detail

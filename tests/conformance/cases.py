@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from conformance.errors import CODES, kind_of
 
 # What policies of a mesh have no use for, with AWS, DNS and GraphQL; regorus lacks it, too.
 LEFT_OUT = frozenset(
@@ -29,15 +30,6 @@ LEFT_OUT = frozenset(
         "rendertemplate",
     }
 )
-
-# Which error is which, by the words of the interpreter and of our built-ins.
-_ERRORS = [
-    ("built-in", r"eval_builtin_error"),
-    ("conflict", r"conflict|multiple outputs|multiple times|multiple values|complete rules|not unique"),
-    ("type", r"eval_type_error|expects? .*(argument|collection|base|path)|requires .*(argument|path)|operand must be|"
-             r"must be (one of|array/set)|expects string keys|invalid type"),
-    ("built-in", r""),
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,11 +89,9 @@ def _case(case: Mapping[str, Any]) -> Case:
 
 
 def _wanted_error(case: Mapping[str, Any]) -> str | None:
-    code = case.get("want_error_code")
-    if code is None and case.get("want_error") is None:
-        return None
-    kinds = {"eval_conflict_error": "conflict", "eval_type_error": "type", "eval_builtin_error": "built-in"}
-    return kinds.get(code or "", "any")
+    """By its code, or by the text, which begins with place and code where there is only that."""
+    told = case.get("want_error_code") or case.get("want_error")
+    return told and next(kind for code, kind in CODES.items() if code in told)
 
 
 def fault(case: Case, answer: str | None, error: str | None) -> str | None:
@@ -121,12 +111,7 @@ def _wrong_error(wanted: str, error: str | None) -> str | None:
     if error is None:
         return f"answers where an error is wanted ({wanted})"
     got = kind_of(error)
-    return None if wanted in ("any", got) else f"a wrong error ({got} for {wanted}): {error}"
-
-
-def kind_of(error: str) -> str:
-    """What kind of error a text tells of."""
-    return next(kind for kind, pattern in _ERRORS if re.search(pattern, error, re.DOTALL))
+    return None if got == wanted else f"a wrong error ({got} for {wanted}): {error}"
 
 
 def _canonical(results: list[dict[str, Any]], sorts: bool) -> set[str]:

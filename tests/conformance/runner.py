@@ -53,7 +53,7 @@ def ask(case: Case, tier: str | None) -> str | None:
         policy = RegoQuery.load(tier, case.modules, case.data, strict=case.strict)
         answer = policy.evaluate(case.query, input=case.input, input_term=case.input_term)
     except QueryRefused as error:
-        return REFUSED if tier == "sidecar" else fault(case, None, str(error))
+        return REFUSED if tier == "sidecar" else str(error)  # which is never the error that is wanted
     except QueryError as error:
         return fault(case, None, str(error))
     return fault(case, answer, None)

@@ -22,7 +22,7 @@ from peltast.policies.snapshot import load
 from peltast.policies.sources.bundle import Bundle, read_bundle
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 START_SECONDS = 60
 STOP_SECONDS = 5
@@ -150,9 +150,8 @@ async def test_the_yaml_of_a_document_is_a_configuration(document: Path) -> None
     snapshot = load({f"{document.stem}.yaml": text.encode()}, "cluster.local", 1)
     sources = [source for source in snapshot.rego.values() if source.location is not None]
     fetched = {source.location: bundle_with(source.resource.spec.entrypoint) for source in sources}
-    revision = compile_revision(snapshot.with_bundles(fetched))
     async with RegoAdmission() as admission:
-        await admission.check(revision)
+        revision = compile_revision(await admission.check(snapshot.with_bundles(fetched)))
     assert revision.snapshot.resources
 
 
@@ -162,7 +161,10 @@ def bundle_with(entrypoint: str) -> Bundle:
     return read_bundle({"rules.rego": f"package {package}\n\n{rule} := true\n".encode()}, None)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
+EXAMPLES = sorted((ROOT / "policies" / "examples").rglob("*.md"))
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, *EXAMPLES], ids=lambda document: document.name)
 def test_links_lead_somewhere(document: Path) -> None:
     for target, anchor in _LINK.findall(document.read_text()):
         file = document.parent / target

@@ -110,12 +110,13 @@ def test_audit_md_has_every_act() -> None:
         for file in (
             "cli/peltast/cli/control_plane.py",
             "cli/peltast/cli/changes.py",
+            "cli/peltast/cli/check_workers.py",
             "cli/peltast/cli/operator_acts.py",
             "identity/peltast/identity/ca/service.py",
             "audit/peltast/audit/collector/collect.py",
         )
     )
-    subjects = "svid|configuration|bundle|revision|resource|keys|token|audit|hold|partition|auditor|spool"
+    subjects = "check|svid|configuration|bundle|revision|resource|keys|token|audit|hold|limits|partition|auditor|spool"
     declared = set(re.findall(rf'"((?:{subjects})\.(?!pem|json)\w+)"', source))
     told = {action for action, _ in rows(document("audit.md"), "| `handshake_failed`")}
     assert told == declared

@@ -8,46 +8,13 @@ from pathlib import Path
 
 import grpc
 import pytest
-from envoy.service.auth.v3.attribute_context_pb2 import AttributeContext
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 from google.rpc.code_pb2 import OK, PERMISSION_DENIED
+from support.check_service import CLIENT_ID, asks, grpc_channel, question
 from support.http import Response, ask
-from support.peer import svid_for
 from support.running import ALLOW, BASE_PORT, CLIENT, EGRESS_PORT, RunningMesh, eventually
 
-from peltast.identity.rpc import channel_credentials, open_channel
-
-CLIENT_ID = "spiffe://cluster.local/ns/shop/sa/client"
-SERVER_ID = "spiffe://cluster.local/ns/shop/sa/server"
-
-ASKS = """
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: asks, namespace: shop}
-spec:
-  selector: {matchLabels: {app: server}}
-  action: CUSTOM
-  provider: {name: answers}
-  rules: [{to: [{operation: {paths: ["/open/asked/*"]}}]}]
----
-apiVersion: peltast.dev/v1
-kind: RegoPolicy
-metadata: {name: answers, namespace: shop}
-spec:
-  entrypoint: data.answers.decision
-  tier: check
-  module: |
-    package answers
-    import rego.v1
-    default decision := {"allowed": false, "http_status": 402, "body": "pay"}
-    decision := {
-      "allowed": true,
-      "headers": {"x-tier": "gold"},
-      "request_headers_to_remove": ["x-secret"],
-      "response_headers_to_add": {"x-answered": "yes"},
-    } if input.parsed_path[2] == "ada"
-"""
+ASKS = asks("/open/asked/*", 'input.parsed_path[2] == "ada"')
 
 TRIED = """
 ---
@@ -110,6 +77,13 @@ async def test_answers_are_carried_out_and_cached(asking: Path, state: Path) -> 
         await eventually(told, "the records say who decided, and what the policy on trial would have")
         await database.close()
 
+        async def counted() -> bool:
+            metrics = (await ask("127.0.0.1", BASE_PORT + 5, "GET", "/metrics")).body.decode()
+            effects = ("allow", "deny")
+            return all(f'decisions_total{{effect="{each}",source="engine"}} 1.0' in metrics for each in effects)
+
+        await eventually(counted, "Prometheus sees what both check workers decided")
+
 
 async def test_without_the_check_service_questions_are_denied_and_known_answers_stand(
     asking: Path, state: Path
@@ -162,33 +136,20 @@ async def test_a_policy_that_fails_open_opens_for_itself_only(asking: Path, stat
 
 
 async def test_an_envoy_asks_over_grpc_about_requests_to_itself_only(asking: Path, state: Path) -> None:
-    async with RunningMesh(asking, state):
-        svid = svid_for(state, SERVER_ID)
-        credentials = channel_credentials((state / "ca" / "root.pem").read_bytes(), svid.chain_pem, svid.key_pem)
-        async with open_channel(f"127.0.0.1:{BASE_PORT + 1}", credentials) as channel:
-            check = channel.unary_unary(
-                "/envoy.service.auth.v3.Authorization/Check",
-                request_serializer=CheckRequest.SerializeToString,
-                response_deserializer=CheckResponse.FromString,
-            )
-            allowed = await check(question("/open/asked/ada", SERVER_ID))
-            assert allowed.status.code == OK
-            set_headers = {option.header.key: option.header.value for option in allowed.ok_response.headers}
-            assert set_headers == {"x-tier": "gold"}
-            denied = await check(question("/shut", SERVER_ID))
-            assert denied.status.code == PERMISSION_DENIED
-            assert denied.denied_response.status.code == 403
-            assert denied.dynamic_metadata["peltast.dev"]["reason"] == "no_allow_rule"
-            with pytest.raises(grpc.aio.AioRpcError) as refused:
-                await check(question("/open", CLIENT_ID))
-            assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
-
-
-def question(path: str, destination: str) -> CheckRequest:
-    http = AttributeContext.HttpRequest(method="GET", host="server", path=path, scheme="https", protocol="HTTP/1.1")
-    attributes = AttributeContext(
-        source=AttributeContext.Peer(principal=CLIENT_ID),
-        destination=AttributeContext.Peer(principal=destination),
-        request=AttributeContext.Request(http=http),
-    )
-    return CheckRequest(attributes=attributes)
+    async with RunningMesh(asking, state), grpc_channel(state) as channel:
+        check = channel.unary_unary(
+            "/envoy.service.auth.v3.Authorization/Check",
+            request_serializer=CheckRequest.SerializeToString,
+            response_deserializer=CheckResponse.FromString,
+        )
+        allowed = await check(question("/open/asked/ada"))
+        assert allowed.status.code == OK
+        set_headers = {option.header.key: option.header.value for option in allowed.ok_response.headers}
+        assert set_headers == {"x-tier": "gold"}
+        denied = await check(question("/shut"))
+        assert denied.status.code == PERMISSION_DENIED
+        assert denied.denied_response.status.code == 403
+        assert denied.dynamic_metadata["peltast.dev"]["reason"] == "no_allow_rule"
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await check(question("/open", CLIENT_ID))
+        assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED

@@ -15,40 +15,23 @@ import grpc
 import support.running
 from grpc_health.v1.health_pb2 import HealthCheckRequest, HealthCheckResponse
 from grpc_reflection.v1alpha.reflection_pb2 import ServerReflectionRequest, ServerReflectionResponse
+from support.check_service import CLIENT_ID, CONTROL_ID, SERVER_ID, asks, check_service, grpc_channel
 from support.http import Connection, Response
 from support.peer import context, svid_for
 from support.running import ALLOW, APPLICATION_PORT, BASE_PORT, SERVER, command_line, descendants
 
-from peltast.authz.revision import compile_revision
-from peltast.cli.check_workers import CheckWorkers
 from peltast.cli.readiness import envoy_is_ready, takes_connections, wait_until
-from peltast.cli.settings import ControlSettings
-from peltast.identity.rpc import channel_credentials, open_channel
+from peltast.identity.acts import Act
 from peltast.identity.svid import save_svid
-from peltast.policies.snapshot import load
-from peltast.policies.sources.folder import read_folder
 from peltast.proxy.sidecar.binary import find_envoy
 from peltast.proxy.sidecar.supervise import dying_with_parent
-
-CLIENT_ID = "spiffe://cluster.local/ns/shop/sa/client"
-SERVER_ID = "spiffe://cluster.local/ns/shop/sa/server"
-CONTROL_ID = "spiffe://cluster.local/peltast/control"
 
 ECHO = Path(support.running.__file__).with_name("echo.py")
 ADDRESS = "127.0.20.9"
 GRPC, HTTP = 9001, 9002
 
 # Path and header decide, so that both forms can tell; who calls, only one of them can.
-POLICIES = """
----
-apiVersion: security.istio.io/v1
-kind: AuthorizationPolicy
-metadata: {name: asks, namespace: shop}
-spec:
-  selector: {matchLabels: {app: server}}
-  action: CUSTOM
-  provider: {name: answers}
-  rules: [{to: [{operation: {paths: ["/tiers/*"]}}]}]
+TIERS = """
 ---
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -56,23 +39,8 @@ metadata: {name: tiers, namespace: shop}
 spec:
   selector: {matchLabels: {app: server}}
   rules: [{to: [{operation: {paths: ["/tiers/*"]}}]}]
----
-apiVersion: peltast.dev/v1
-kind: RegoPolicy
-metadata: {name: answers, namespace: shop}
-spec:
-  entrypoint: data.answers.decision
-  tier: check
-  module: |
-    package answers
-    default decision := {"allowed": false, "http_status": 402, "body": "pay", "headers": {"x-price": "1"}}
-    decision := {
-      "allowed": true,
-      "headers": {"x-tier": "gold"},
-      "request_headers_to_remove": ["x-secret"],
-      "response_headers_to_add": {"x-answered": "yes"},
-    } if input.attributes.request.http.headers["x-card"] == "gold"
 """
+POLICIES = TIERS + asks("/tiers/*", 'input.attributes.request.http.headers["x-card"] == "gold"')
 
 
 def tls(folder: Path, state: Path, kind: str, **more: Any) -> dict[str, Any]:
@@ -185,19 +153,6 @@ async def stock_envoy(folder: Path, state: Path) -> AsyncIterator[None]:
 
 
 @contextlib.asynccontextmanager
-async def check_service(folder: Path, state: Path) -> AsyncIterator[CheckWorkers]:
-    """The check service of the mesh in `folder`, as the control plane runs it."""
-    save_svid(state / "control", svid_for(state, CONTROL_ID))
-    workers = CheckWorkers(ControlSettings(state, "cluster.local", BASE_PORT), 2)
-    workers.take(compile_revision(load(read_folder(folder), "cluster.local", 1)))
-    try:
-        await workers.ready()
-        yield workers
-    finally:
-        await workers.stop()
-
-
-@contextlib.asynccontextmanager
 async def application(seen: Path) -> AsyncIterator[None]:
     environment = {**os.environ, "LISTEN": f"{SERVER}:{APPLICATION_PORT}", "SEEN": str(seen)}
     process = subprocess.Popen(dying_with_parent([sys.executable, str(ECHO)]), env=environment)
@@ -210,7 +165,8 @@ async def application(seen: Path) -> AsyncIterator[None]:
 
 async def test_a_stock_envoy_asks_in_both_forms(folder: Path, state: Path, seen: Path, tmp_path: Path) -> None:
     (folder / "policies.yaml").write_text(ALLOW + POLICIES)
-    async with application(seen), check_service(folder, state), stock_envoy(tmp_path / "stock", state):
+    acts: list[Act] = []
+    async with application(seen), check_service(folder, state, acts.append), stock_envoy(tmp_path / "stock", state):
         await wait_until(lambda: takes_connections(SERVER, APPLICATION_PORT), lambda: "no application")
         peer = context(tmp_path / "peer", svid_for(state, CLIENT_ID))
 
@@ -236,12 +192,11 @@ async def test_a_stock_envoy_asks_in_both_forms(folder: Path, state: Path, seen:
         assert sum("peltast.cli.check_worker" in line for line in processes) == 2
         assert sum("peltast.authz.check.evaluator" in line for line in processes) == 4
         await health_and_reflection(state)
+        assert acts == [], "nothing was refused"
 
 
 async def health_and_reflection(state: Path) -> None:
-    svid = svid_for(state, SERVER_ID)
-    credentials = channel_credentials((state / "ca" / "root.pem").read_bytes(), svid.chain_pem, svid.key_pem)
-    async with open_channel(f"127.0.0.1:{BASE_PORT + 1}", credentials) as channel:
+    async with grpc_channel(state) as channel:
         check = channel.unary_unary(
             "/grpc.health.v1.Health/Check",
             request_serializer=HealthCheckRequest.SerializeToString,

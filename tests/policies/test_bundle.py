@@ -18,7 +18,7 @@ from support.bundles import DATA, FILES, MODULE, SECRET, bomb, image, manifest, 
 
 from peltast.policies.sources import archive
 from peltast.policies.sources.archive import MAX_BYTES, unpack
-from peltast.policies.sources.bundle import merge, overlap, package_of, read_bundle
+from peltast.policies.sources.bundle import merge, overlap, package_of, read_bundle, select
 from peltast.policies.sources.bundle_signature import Verification, VerificationKey
 from peltast.policies.sources.oci import layer
 
@@ -249,6 +249,44 @@ def leaves(tree: Any, at: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
     if not isinstance(tree, dict):
         return {at: tree}
     return {path: leaf for key, value in tree.items() for path, leaf in leaves(value, (*at, key)).items()}
+
+
+values = st.recursive(
+    st.integers(), lambda inner: st.dictionaries(st.sampled_from("abc"), inner, max_size=3), max_leaves=9
+)
+
+
+def at(data: Any, path: tuple[str, ...]) -> Any:
+    """What Rego finds at `path`."""
+    for name in path:
+        if not isinstance(data, dict) or name not in data:
+            return None
+        data = data[name]
+    return data
+
+
+@given(st.dictionaries(st.sampled_from("abc"), values, max_size=3), st.lists(paths, max_size=3))
+def test_what_is_selected_is_all_that_paths_lead_to_and_no_more(data: dict[str, Any], wanted: list[Any]) -> None:
+    chosen = select(data, wanted)
+    assert all(at(chosen, path) == at(data, path) for path in wanted)
+    assert select(chosen, wanted) == chosen
+    if not wanted:
+        assert chosen == {}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        ([("a", "b")], {"a": {"b": 1}}),
+        ([("a",)], {"a": {"b": 1, "c": {"d": 2}}}),
+        ([("a", "b"), ("a", "c", "d")], {"a": {"b": 1, "c": {"d": 2}}}),
+        ([("a", "b", "in the way")], {"a": {"b": 1}}),
+        ([("a", "x"), ("y",)], {"a": {}}),
+        ([("e",), ()], {"a": {"b": 1, "c": {"d": 2}}, "e": 3}),
+    ],
+)
+def test_what_is_selected(wanted: list[Any], chosen: dict[str, Any]) -> None:
+    assert select({"a": {"b": 1, "c": {"d": 2}}, "e": 3}, wanted) == chosen
 
 
 # Signatures -----------------------------------------------------------------------------------------------------------

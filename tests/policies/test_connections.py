@@ -169,3 +169,26 @@ def test_the_line_is_that_of_the_field(problems_of: Problems) -> None:
 def test_a_field_that_is_a_problem_for_many_workloads_is_told_once(problems_of: Problems) -> None:
     second = MESH.split("---")[0].replace("name: db", "name: db-2").replace("127.0.0.2", "127.0.0.4")
     assert len(problems_of(mesh_yaml=f"{MESH}---{second}", p_yaml=policy("DENY", {"to": [GET]}))) == 1
+
+
+def limits(*rules: dict[str, Any]) -> str:
+    limit = {"rates": [{"requests": 1, "per": "1s"}], **({"rules": list(rules)} if rules else {})}
+    head = {"apiVersion": "peltast.dev/v1", "kind": "RateLimitPolicy", "metadata": {"name": "p", "namespace": "shop"}}
+    return yaml.safe_dump({**head, "spec": {"selector": {"matchLabels": {"app": "db"}}, "limits": [limit]}})
+
+
+@pytest.mark.parametrize(
+    ("text", "field"),
+    [
+        pytest.param(limits(), "spec.limits[0]", id="a limit of everything"),
+        pytest.param(limits({"to": [GET]}), "spec.limits[0].rules[0]", id="a limit of some requests"),
+        pytest.param(limits({"to": [to(ports=["8080"])]}, {"from": [PEER]}), "spec.limits[0].rules[1]", id="one rule"),
+        pytest.param(limits({"to": [to(ports=["8080"])]}), None, id="a limit of another port"),
+    ],
+)
+def test_a_limit_counts_no_connections(problems_of: Problems, text: str, field: str | None) -> None:
+    problems = problems_of(mesh_yaml=MESH, policy_yaml=text)
+    assert [problem.field for problem in problems] == ([field] if field else [])
+    for problem in problems:
+        assert "port 5432 of shop/db" in problem.given
+        assert "HTTP requests are counted" in problem.allowed

@@ -16,6 +16,7 @@ HEADS = {
     "PeerAuthentication": "security.istio.io/v1",
     "AuditPolicy": "peltast.dev/v1",
     "MeshConfig": "peltast.dev/v1",
+    "RateLimitPolicy": "peltast.dev/v1",
     "RegoPolicy": "peltast.dev/v1",
     "WorkloadRegistration": "peltast.dev/v1",
     "WorkloadEntry": "networking.istio.io/v1",
@@ -44,8 +45,53 @@ BUNDLE = "entrypoint: data.a.b\nbundle: "
 POLLING = BUNDLE + "{url: 'https://x/', polling: %s}"
 SIGNING = BUNDLE + "{file: a, signing: %s}"
 
+RATES = "limits:\n- rates: [{requests: 1, per: 1s}]\n  "
+RATE = "limits:\n- rates:\n  - "
+
 REFUSED = [
     # kind, spec, line after the first of the spec, field, given, allowed
+    ("RateLimitPolicy", "{}", 0, "limits", "nothing is given", "the field is required"),
+    ("RateLimitPolicy", "limits: []", 0, "limits", "0 are given", "1 to 32 are allowed"),
+    ("RateLimitPolicy", RATES + "scope: mesh", 2, "limits[0].scope", "unknown field", "known are name, rules, by"),
+    ("RateLimitPolicy", "scope: mesh\n" + RATES, 0, "scope", '"mesh" is given', "'local' or 'global'"),
+    ("RateLimitPolicy", "onError: open\n" + RATES, 0, "onError", '"open" is given', "'deny' or 'allow'"),
+    ("RateLimitPolicy", "dryRun: 'true'\n" + RATES, 0, "dryRun", '"true" is given', "boolean"),
+    ("RateLimitPolicy", "targetRef: {kind: Gateway, name: a}\n" + RATES, 0, "targetRef.kind", "Gateway", "a Service"),
+    ("RateLimitPolicy", "limits:\n- name: a", 1, "limits[0].rates", "nothing is given", "required"),
+    ("RateLimitPolicy", "limits:\n- rates: []", 1, "limits[0].rates", "0 are given", "1 to 8 are allowed"),
+    ("RateLimitPolicy", RATES + "name: 'a b'", 2, "limits[0].name", '"a b" is given', "pattern"),
+    ("RateLimitPolicy", RATES + "by: []", 2, "limits[0].by", "an empty list", "leave it out"),
+    ("RateLimitPolicy", RATES + "rules: []", 2, "limits[0].rules", "an empty list", "leave it out"),
+    ("RateLimitPolicy", RATES + "pathTemplates: []", 2, "…pathTemplates", "an empty list", "leave it out"),
+    ("RateLimitPolicy", RATES + "by: [source.name]", 2, "limits[0].by[0]", "'source.name'", "source.principal"),
+    ("RateLimitPolicy", RATES + "by: ['request.headers[]']", 2, "limits[0].by[0]", "'request.headers[]'", "one of"),
+    ("RateLimitPolicy", RATES + "by: [source.ip, source.ip]", 2, "limits[0].by[1]", "given twice", "each once"),
+    ("RateLimitPolicy", RATES + "by: [request.pathTemplate]", 1, "…pathTemplates", "are not given", "among what"),
+    ("RateLimitPolicy", RATES + "pathTemplates: [/a]", 2, "…pathTemplates", "they are given", "request.pathTemplate"),
+    (
+        "RateLimitPolicy",
+        RATES + "by: [request.pathTemplate]\n  pathTemplates: ['/a{*}']",
+        3,
+        "…pathTemplates[0]",
+        "'/a{*}' is given",
+        "whole segments",
+    ),
+    ("RateLimitPolicy", RATES + "rules: [{to: []}]", 2, "limits[0].rules[0].to", "an empty list", "leave it out"),
+    (
+        "RateLimitPolicy",
+        RATES + "rules: [{from: [{source: {ipBlocks: [a]}}]}]",
+        2,
+        "limits[0].rules[0].from[0].source.ipBlocks[0]",
+        "'a' is given",
+        "CIDR block",
+    ),
+    ("RateLimitPolicy", RATE + "{requests: 0, per: 1s}", 2, "…rates[0].requests", "0 is given", "greater than or"),
+    ("RateLimitPolicy", RATE + "{requests: 1, per: 0s}", 2, "…rates[0].per", '"0s" is given', "pattern"),
+    ("RateLimitPolicy", RATE + "{requests: 1, per: minute}", 2, "…rates[0].per", '"minute" is given', "pattern"),
+    ("RateLimitPolicy", RATE + "{requests: 1, per: 1s, burst: 0}", 2, "…rates[0].burst", "0 is given", "greater than"),
+    ("RateLimitPolicy", RATE + "{requests: 2000000, per: 1ms}", 2, "…rates[0].requests", "per 1ms", "nanosecond"),
+    ("RateLimitPolicy", RATE + "{requests: 1, per: 50d, burst: 2}", 2, "…rates[0].burst", "100 days", "90 days"),
+    ("RateLimitPolicy", RATE + "{requests: 1, per: 99d}", 2, "…rates[0].burst", "99 days", "within 90 days"),
     ("AuthorizationPolicy", "rulez: []", 0, "rulez", "unknown field", "did you mean rules?"),
     ("AuthorizationPolicy", "zzz: []", 0, "zzz", "unknown field", "known are selector, targetRef, targetRefs, action"),
     ("AuthorizationPolicy", "action: LOG", 0, "action", '"LOG" is given', "'ALLOW', 'DENY', 'CUSTOM' or 'AUDIT'"),

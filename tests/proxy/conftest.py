@@ -111,7 +111,15 @@ spec:
   egress: [{service: database, port: 15002}]
 """
 
-SURROUNDINGS = Surroundings("peltast_filter_0123", ("127.0.0.1", 15013), "spiffe://mesh.example/peltast/control")
+SURROUNDINGS = Surroundings(
+    "peltast_filter_0123", ("127.0.0.1", 15013), ("127.0.0.1", 15012), "spiffe://mesh.example/peltast/control"
+)
+
+
+@pytest.fixture(scope="session")
+def surroundings() -> Surroundings:
+    """What `compiled` is given beside the mesh."""
+    return SURROUNDINGS
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from google.protobuf import json_format
 from peltast.authz.revision import Revision
 from peltast.proxy.sidecar.binary import find_envoy, install_module
 from peltast.proxy.sidecar.bootstrap import bootstrap
+from peltast.proxy.xds.compile import QUOTA_CLUSTER, Surroundings
 from peltast.proxy.xds.module import deflated
 from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, Resource, Resources
 
@@ -112,6 +113,26 @@ def test_what_a_peer_authentication_changes_is_as_in_the_golden_file(
 def test_every_golden_file_is_compared() -> None:
     compared = set(WORKLOADS) | {f"{workload}.{name}" for workload, name, _ in PEER_AUTHENTICATION}
     assert {file.stem for file in GOLDEN.glob("*")} == compared
+
+
+@pytest.mark.parametrize(
+    ("workload", "scope", "borrows"),
+    [("ledger-1", "global", True), ("ledger-1", "local", False), ("storefront", "global", False)],
+)
+def test_whose_limits_are_counted_for_all_sidecars_can_borrow(
+    compiled: Compiled, surroundings: Surroundings, workload: str, scope: str, *, borrows: bool
+) -> None:
+    head = "---\napiVersion: peltast.dev/v1\nkind: RateLimitPolicy\nmetadata: {name: a, namespace: bookshop}\n"
+    limits = "limits: [{rules: [{to: [{operation: {ports: ['9090']}}]}], rates: [{requests: 1, per: 1s}]}]"
+    policy = f"{head}spec: {{selector: {{matchLabels: {{app: ledger}}}}, scope: {scope}, {limits}}}\n"
+    before, after = compiled(f"bookshop/{workload}")[CLUSTER], compiled(f"bookshop/{workload}", more=policy)[CLUSTER]
+    assert after.keys() - before.keys() == ({QUOTA_CLUSTER} if borrows else set())
+    if borrows:
+        cluster = readable(after[QUOTA_CLUSTER])
+        (endpoint,) = (each["socket_address"] for each in nodes(cluster) if "socket_address" in each)
+        assert (endpoint["address"], endpoint["port_value"]) == surroundings.quota_address
+        assert any("http2_protocol_options" in each for each in nodes(cluster))
+        assert any(each.get("exact") == surroundings.control_principal for each in nodes(cluster))
 
 
 @pytest.mark.parametrize("workload", ["bookshop/storefront", "bookshop/ledger-1", "bookshop/ledger-2"])

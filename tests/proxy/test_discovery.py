@@ -45,7 +45,9 @@ class ControlPlane:
         self.statuses: list[ProxyStatus] = []
         self.live: list[tuple[str, int]] = []
         self.discovery = DiscoveryService(
-            lambda module: Surroundings(module, ("127.0.0.1", 15013), "spiffe://mesh.example/peltast/control"),
+            lambda module: Surroundings(
+                module, ("127.0.0.1", 15013), ("127.0.0.1", 15012), "spiffe://mesh.example/peltast/control"
+            ),
             self.statuses.append,
             lambda version, sidecars: self.live.append((version, sidecars)),
         )

@@ -25,6 +25,7 @@ class Connection:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
+        self.asked = 0
 
     @classmethod
     async def open(cls, host: str, port: int, tls: ssl.SSLContext | None = None) -> Connection:
@@ -35,6 +36,7 @@ class Connection:
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> Response:
         self._writer.write(_head(method, path, {"content-length": str(len(body)), **(headers or {})}) + body)
+        self.asked += 1
         return await asyncio.wait_for(self._response(method), 15)
 
     async def ask_in_pieces(
@@ -42,6 +44,7 @@ class Connection:
     ) -> Response:
         """Sends `body` chunked, in pieces of `size` bytes, each flushed by itself."""
         self._writer.write(_head(method, path, {"transfer-encoding": "chunked", **headers}))
+        self.asked += 1
         for start in range(0, len(body), size):
             piece = body[start : start + size]
             self._writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
@@ -68,7 +71,7 @@ class Connection:
 
 def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
     lines = [f"{name}: {value}" for name, value in {"host": "server.shop.svc.cluster.local", **headers}.items()]
-    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode()
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
 
 
 async def ask(

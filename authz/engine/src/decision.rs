@@ -117,6 +117,10 @@ reasons! {
     PeerExpired = "peer_expired",
     /// The connection is plaintext, which its port takes no longer.
     Plaintext = "plaintext",
+    /// A RateLimitPolicy lets no more requests of its kind through for now.
+    RateLimited = "rate_limited",
+    /// A RateLimitPolicy cannot count the request.
+    RateLimitUnavailable = "rate_limit_unavailable",
     /// No program or key sets have arrived yet.
     NotReady = "not_ready",
     /// The audit spool is full, or cannot be written.
@@ -126,7 +130,7 @@ reasons! {
 }
 
 impl Reason {
-    /// HTTP status of a denial for this reason: 401 asks for (another) token, 503 for patience.
+    /// HTTP status of a denial for this reason: 401 asks for (another) token, 429 and 503 for patience.
     pub fn status(self) -> u16 {
         match self {
             Self::TokenMalformed
@@ -146,7 +150,8 @@ impl Reason {
             | Self::TokenNotYetValid => 401,
             Self::BodyMalformed => 400,
             Self::BodyTooLarge => 413,
-            Self::NotReady | Self::SpoolUnavailable => 503,
+            Self::RateLimited => 429,
+            Self::NotReady | Self::SpoolUnavailable | Self::RateLimitUnavailable => 503,
             Self::InternalError => 500,
             _ => 403,
         }

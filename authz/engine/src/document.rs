@@ -15,6 +15,7 @@ use serde_json::Value;
 use crate::attribute::Attribute;
 use crate::path::Normalization;
 use crate::pattern::Pattern;
+use crate::quota::RateLimitPolicy;
 use crate::recording::Recording;
 use crate::token::places::Place;
 
@@ -32,6 +33,8 @@ pub(crate) struct Document {
     pub(crate) recording: Option<Recording>,
     pub(crate) rego: Vec<RegoPolicy>,
     pub(crate) policies: Vec<Policy>,
+    #[serde(default)]
+    pub(crate) rate_limits: Vec<RateLimitPolicy>,
     #[serde(default)]
     pub(crate) spool: SpoolSettings,
 }
@@ -259,6 +262,12 @@ mod tests {
                     {"attribute": "source.ip", "any": [{"cidr": "10.0.0.0/8"}], "none": ["present"]},
                 ]}]},
             ],
+            "rate_limits": [{
+                "name": "a/l", "dry_run": false, "on_error": "deny", "scope": "global", "service_ports": [15006], "limits": [{
+                    "rules": [], "by": ["source.principal"], "templates": ["/a/{*}"],
+                    "rates": [{"name": "l", "requests": 1, "period_ms": 1000, "burst": 1}],
+                }],
+            }],
         })
     }
 
@@ -318,6 +327,12 @@ mod tests {
             ("/recording/headers/0/as", json!(1), "expected"),
             ("/recording/claims/0/path", json!([]), "no claim"),
             ("/recording/claims/0/path", json!("a"), "invalid type"),
+            ("/rate_limits/0/on_error", json!("open"), "unknown variant"),
+            ("/rate_limits/0/scope", json!("mesh"), "unknown variant"),
+            ("/rate_limits/0/limits/0/by/0", json!("source.colour"), "no attribute"),
+            ("/rate_limits/0/limits/0/templates/0", json!("a"), "no path template"),
+            ("/rate_limits/0/limits/0/rates/0/requests", json!(-1), "invalid value"),
+            ("/rate_limits/0/limits/0/rates/0/burst", json!(0), "cannot be counted"),
             ("/policies/0/action", json!("LOG"), "unknown variant"),
             ("/policies/0/dry_run", json!(true), "cannot be tried"),
             ("/policies/0/dry_run", json!("true"), "invalid type"),
@@ -342,8 +357,18 @@ mod tests {
 
     #[test]
     fn members_are_neither_missing_nor_more() {
-        let optional =
-            ["body", "dry_run", "service_ports", "path_normalization", "trusted_proxies", "tells_policy", "recording"];
+        let optional = [
+            "body",
+            "dry_run",
+            "service_ports",
+            "path_normalization",
+            "trusted_proxies",
+            "tells_policy",
+            "recording",
+            "rate_limits",
+            "templates",
+            "scope",
+        ];
         let objects = [
             "",
             "/workload",
@@ -353,6 +378,9 @@ mod tests {
             "/rego/0",
             "/policies/0",
             "/policies/1/rules/0",
+            "/rate_limits/0",
+            "/rate_limits/0/limits/0",
+            "/rate_limits/0/limits/0/rates/0",
         ];
         for place in objects {
             let mut document = sound();

@@ -10,6 +10,7 @@
 
 pub mod attribute;
 mod cache;
+pub mod check_request;
 pub mod counters;
 pub mod decide;
 pub mod decision;
@@ -24,12 +25,14 @@ pub mod program;
 #[cfg(feature = "python")]
 mod python;
 mod query_parameters;
+pub mod quota;
 pub mod ratchet;
 pub mod record;
 pub mod recording;
 mod rego;
 pub mod request;
 mod segment;
+mod sha256;
 pub mod shadow;
 pub mod spool;
 pub mod start;
@@ -48,7 +51,7 @@ pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Metadata, Reaso
 pub use notes::{Notes, MAX_NOTE_BYTES};
 pub use program::{LoadError, Program};
 pub use query_parameters::QueryOperations;
-pub use rego::{is_enough, QueryError, RegoError, RegoQuery};
+pub use rego::{data_read, is_enough, QueryError, RegoError, RegoQuery};
 pub use request::{Body, Connection, EditRequest, HeaderList, Headers, Http, Request, Told};
 pub use shadow::Shadow;
 pub use token::keys::KeySets;

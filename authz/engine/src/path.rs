@@ -84,29 +84,38 @@ fn split(path_and_query: &[u8]) -> (&[u8], &[u8]) {
 
 /// Whether no step of any mode could change the path: the common case, told in one look at each byte.
 fn is_normal(path_and_query: &[u8]) -> bool {
-    let mut after_slash = false;
+    let mut stops = STOPS;
     for &byte in path_and_query {
-        if !NORMAL[usize::from(byte)] || after_slash && matches!(byte, b'/' | b'.') {
-            return false;
+        let class = CLASSES[usize::from(byte)];
+        if class & stops != 0 {
+            return matches!(byte, b'?' | b'#');
         }
-        if matches!(byte, b'?' | b'#') {
-            return true;
-        }
-        after_slash = byte == b'/';
+        stops = STOPS | (class & SLASH) << 1;
     }
     true
 }
 
-/// The bytes that no step of any mode changes wherever they stand, but after a slash. A table, because every byte
-/// of every path is looked up.
-const NORMAL: [bool; 256] = {
-    let mut normal = [false; 256];
+/// A byte that some step may change wherever it stands, or that ends the path.
+const STOPS: u8 = 1;
+const SLASH: u8 = 2;
+/// A byte that may not follow a slash.
+const NOT_AFTER_SLASH: u8 = SLASH << 1;
+
+/// What each byte is. A table, because every byte of every path is looked up.
+const CLASSES: [u8; 256] = {
+    let mut classes = [0; 256];
     let mut byte = 0;
     while byte < 256 {
-        normal[byte] = !must_escape(byte as u8) && byte as u8 != b'%' && byte as u8 != b'\\';
+        classes[byte] = match byte as u8 {
+            b'/' => SLASH | NOT_AFTER_SLASH,
+            b'.' => NOT_AFTER_SLASH,
+            b'?' | b'#' | b'%' | b'\\' => STOPS,
+            other if must_escape(other) => STOPS,
+            _ => 0,
+        };
         byte += 1;
     }
-    normal
+    classes
 };
 
 /// `%2f` is a slash and `%5c` a backslash.

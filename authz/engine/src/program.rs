@@ -8,6 +8,7 @@ use crate::attribute::{Attribute, Facts};
 use crate::document::{Action, Document, Policy, Rule, SpoolSettings, Tier, SCHEMA};
 use crate::index::Policies;
 use crate::path::Normalization;
+use crate::quota::Limits;
 use crate::recording::Recording;
 use crate::rego::{Rego, RegoError};
 use crate::request::{EditRequest, Headers, Request};
@@ -42,6 +43,9 @@ pub enum LoadError {
     /// A policy is on trial whose action has no decision of its own.
     #[error("AuthorizationPolicy {0}: policies of its action cannot be tried")]
     DryRun(Arc<str>),
+    /// A RateLimitPolicy has a rate that cannot be counted.
+    #[error("{0}")]
+    RateLimit(String),
 }
 
 /// The compiled policies of one workload. Immutable, shared by all workers.
@@ -55,6 +59,7 @@ pub struct Program {
     pub(crate) dry_run: RuleSets,
     pub(crate) audit: Policies,
     pub(crate) rego: Vec<Rego>,
+    pub(crate) limits: Limits,
     /// Every attribute that a decision may rest on, in the order of cache keys.
     pub(crate) attributes: Vec<Attribute>,
     ports: BTreeMap<u16, u16>,
@@ -120,6 +125,7 @@ impl Program {
             dry_run: RuleSets { deny: Policies::new(tried_deny), allow: Policies::new(tried_allow) },
             audit: Policies::new(audit),
             rego,
+            limits: Limits::new(document.rate_limits).map_err(LoadError::RateLimit)?,
             attributes,
             ports: document.workload.ports,
             path_normalization: document.workload.path_normalization,
@@ -207,6 +213,11 @@ impl Program {
     /// How many bytes of a body its policies read at most.
     pub(crate) fn body_limit(&self) -> usize {
         self.rego.iter().filter_map(Rego::body_limit).max().unwrap_or_default()
+    }
+
+    /// Whether requests that are allowed are to be counted: see [`crate::quota::Quotas`].
+    pub fn has_limits(&self) -> bool {
+        !self.limits.is_empty()
     }
 
     /// The Rego policies and where each is evaluated.

@@ -6,7 +6,8 @@
 //! and the body, so that no record can be changed, dropped or moved without every later link changing; anybody can check
 //! it. The code is over the link, with a key of this record only ([`crate::ratchet`]).
 
-use crate::ratchet::{Key, HASH_BYTES as LINK_BYTES, MAC_BYTES};
+use crate::ratchet::{Key, MAC_BYTES};
+use crate::sha256::{sha256, HASH_BYTES as LINK_BYTES};
 use crate::Hash;
 
 /// Schema of the records written here.
@@ -212,7 +213,7 @@ impl State {
 pub type Stated<'a> = (Field, State, &'a [u8]);
 
 /// Writes the fields of one record.
-pub struct Fields<'a>(&'a mut Vec<u8>);
+pub struct Fields<'a>(pub(crate) &'a mut Vec<u8>);
 
 impl Fields<'_> {
     /// Writes text or bytes. Kept out of line: a record has two dozen fields, and code that is fetched anew for each
@@ -225,8 +226,17 @@ impl Fields<'_> {
     #[inline(always)] // into `bytes`, as it always was
     fn write(&mut self, field: Field, state: State, value: &[u8]) {
         let [a, b, c, d] = (value.len() as u32).to_le_bytes();
-        self.0.extend_from_slice(&[field as u8, state as u8, a, b, c, d]);
-        self.0.extend_from_slice(value);
+        let head = [field as u8, state as u8, a, b, c, d];
+        let written = self.0.len();
+        self.0.reserve(head.len() + value.len());
+        // Two appends would each look again whether there is room, two dozen times a request.
+        // SAFETY: there is room for both, and `value` is not of the vector, which nobody else may read meanwhile.
+        unsafe {
+            let end = self.0.as_mut_ptr().add(written);
+            end.copy_from_nonoverlapping(head.as_ptr(), head.len());
+            end.add(head.len()).copy_from_nonoverlapping(value.as_ptr(), value.len());
+            self.0.set_len(written + head.len() + value.len());
+        }
     }
 
     /// Writes that there is a value, and not which.
@@ -296,12 +306,7 @@ pub fn first_link() -> [u8; LINK_BYTES] {
 
 /// The link of a record with `body`, after one with the link `previous`.
 pub fn next_link(previous: &[u8; LINK_BYTES], body: &[u8]) -> [u8; LINK_BYTES] {
-    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
-    context.update(previous);
-    context.update(body);
-    let mut link = [0; LINK_BYTES];
-    link.copy_from_slice(context.finish().as_ref());
-    link
+    sha256(previous, body)
 }
 
 /// Where a chain stands: after its last record.
@@ -330,20 +335,29 @@ impl Position {
         time_ns: u64,
         fill: impl FnOnce(&mut Fields<'_>),
     ) -> Self {
-        let sequence = self.sequence + 1;
+        self.begin(out, kind, time_ns);
+        fill(&mut Fields(out));
+        self.seal(key, out)
+    }
+
+    /// Writes what comes before the fields of the next record to `out`, which is cleared first.
+    pub(crate) fn begin(&self, out: &mut Vec<u8>, kind: Kind, time_ns: u64) {
         out.clear();
         out.extend_from_slice(&[0; LENGTH_BYTES]);
         out.extend_from_slice(&SCHEMA.to_le_bytes());
         out.extend_from_slice(&[MAC_RATCHET, kind as u8]);
-        out.extend_from_slice(&sequence.to_le_bytes());
+        out.extend_from_slice(&(self.sequence + 1).to_le_bytes());
         out.extend_from_slice(&time_ns.to_le_bytes());
-        fill(&mut Fields(out));
+    }
+
+    /// Writes what comes after the fields.
+    pub(crate) fn seal(&self, key: &Key, out: &mut Vec<u8>) -> Self {
         let length = (out.len() - LENGTH_BYTES) as u32;
         out[..LENGTH_BYTES].copy_from_slice(&length.to_le_bytes());
         let link = next_link(&self.link, &out[LENGTH_BYTES..]);
         out.extend_from_slice(&link);
         out.extend_from_slice(&key.mac(&link));
-        Self { sequence, link }
+        Self { sequence: self.sequence + 1, link }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::record::{self, Field, Fields, RecordError};
 const MAX_AUDIT_RULES: usize = 100;
 
 /// Kept as fields of a record: encoded once, for all requests that the decision is remembered for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Shadow(Box<[u8]>);
 
 impl Shadow {
@@ -50,6 +50,23 @@ impl Shadow {
                 write_rule(fields, (Field::DryRunAllowPolicy, Field::DryRunAllowRule), found);
             }
             fields.optional(Field::AuditRules, audit_rules(program, facts));
+        })
+    }
+
+    /// What `before` says, and what RateLimitPolicies on trial say, which deny as DENY policies on trial do: the one of
+    /// `found`, or none. One that is on record to deny already is not replaced.
+    pub(crate) fn with_limit(before: Option<&Self>, found: Option<(&Arc<str>, u32)>) -> Option<Arc<Self>> {
+        const DENY: [Field; 3] = [Field::DryRunDeny, Field::DryRunDenyPolicy, Field::DryRunDenyRule];
+        let said = before.map_or(Ok(Vec::new()), Self::fields).unwrap_or_default();
+        let denies = said.contains(&(Field::DryRunDeny, b"deny"));
+        Self::encode(|fields| {
+            if !denies {
+                fields.bytes(Field::DryRunDeny, if found.is_some() { b"deny" } else { b"allow" });
+                write_rule(fields, (Field::DryRunDenyPolicy, Field::DryRunDenyRule), found);
+            }
+            said.iter().filter(|(field, _)| denies || !DENY.contains(field)).for_each(|(field, value)| {
+                fields.bytes(*field, value);
+            });
         })
     }
 

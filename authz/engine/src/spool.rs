@@ -108,7 +108,15 @@ impl Spool {
     }
 
     fn write(&mut self, kind: Kind, time_ns: u64, fill: impl FnOnce(&mut Fields<'_>)) -> io::Result<u64> {
-        let position = self.position.write(&self.key, &mut self.frame, kind, time_ns, fill);
+        self.position.begin(&mut self.frame, kind, time_ns);
+        fill(&mut Fields(&mut self.frame));
+        self.commit()
+    }
+
+    /// Ends the record at hand and puts it into the segment. Kept out of line: once for every kind of record.
+    #[inline(never)]
+    fn commit(&mut self) -> io::Result<u64> {
+        let position = self.position.seal(&self.key, &mut self.frame);
         if self.frame.len() > MAX_FRAME_BYTES {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "an audit record is too long to be read again"));
         }

@@ -10,7 +10,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::head::Head;
-use crate::ratchet::{erase, Key, Root, HASH_BYTES};
+use crate::ratchet::{erase, Key, Root};
+use crate::sha256::HASH_BYTES;
 
 const MAGIC: &[u8; 8] = b"PLTSTRT1";
 /// Longest start. A statement has a chain of certificates and the heads of some spools.

@@ -70,6 +70,15 @@ impl Document {
         self
     }
 
+    /// Adds a RateLimitPolicy as it stands in a document.
+    pub(crate) fn limited(mut self, policy: Value) -> Self {
+        if self.0.get("rate_limits").is_none() {
+            self.0["rate_limits"] = json!([]);
+        }
+        self.push("rate_limits", policy);
+        self
+    }
+
     /// Refuses requests without a token, by all rules that there are until now.
     pub(crate) fn requiring_a_token(mut self) -> Self {
         self.0["authentication"]
@@ -91,7 +100,11 @@ impl Document {
     }
 
     pub(crate) fn load(&self) -> Arc<Program> {
-        Arc::new(Program::load(self.0.to_string().as_bytes()).expect("a program"))
+        Arc::new(self.try_load().expect("a program"))
+    }
+
+    pub(crate) fn try_load(&self) -> Result<Program, String> {
+        Program::load(self.0.to_string().as_bytes()).map_err(|error| error.to_string())
     }
 }
 

@@ -34,6 +34,9 @@ class RegoQuery:
     def load(tier: str | None, modules: Mapping[str, str], data: str = "{}", *, strict: bool = False) -> RegoQuery: ...
     def evaluate(self, query: str, *, input: str | None = None, input_term: str | None = None) -> str: ...  # noqa: A002 - as OPA calls it
 
+def data_read(tier: str, modules: Mapping[str, str]) -> list[list[str]]:
+    """The paths below `data` at which modules, by file name, can tell what data is there. Raises LoadError."""
+
 @final
 class KeySets:
     @staticmethod
@@ -72,6 +75,23 @@ class Request:
         told: Sequence[str] | None = None,
     ) -> None:
         """`told` names the headers that are known, where nothing else is but method, host and path."""
+
+    @staticmethod
+    def from_check_request(question: bytes) -> Request:
+        """What a CheckRequest (`envoy.service.auth.v3`) asks about; a connection, where it has no HTTP part.
+
+        The context extension `peltast.dev/told` names the headers that are told.
+
+        Raises:
+            ValueError: it is none, or an address or a port in it is none.
+        """
+
+    @property
+    def destination_principal(self) -> str:
+        """Whom a CheckRequest says that it is for; empty where it does not."""
+
+    @property
+    def destination_address(self) -> str: ...
 
 @final
 class Decision:
@@ -127,7 +147,9 @@ class Decision:
 
 @final
 class Decider:
-    def __init__(self) -> None: ...
+    def __init__(self, *, counts: bool = False) -> None:
+        """With `counts`, RateLimitPolicies are enforced: as in one sidecar, by the time that each request is given."""
+
     def decide(
         self, program: Program, keys: KeySets, revocations: Revocations, request: Request, now_ms: int
     ) -> Decision: ...

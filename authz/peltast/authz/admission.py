@@ -7,31 +7,54 @@ is done in a child with a bound on its memory, which is killed when it takes too
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from peltast.authz.admission_worker import Question
+from peltast.authz.canonical import canonical
 from peltast.authz.compile import compile_rego
-from peltast.authz.revision import Revision
 from peltast.policies.kinds.rego import Tier
 from peltast.policies.problems import InvalidConfiguration, Problem
-from peltast.policies.rego_sources import RegoSource, TierChoice
+from peltast.policies.rego_sources import RegoSource
 from peltast.policies.snapshot import Snapshot
 
 __all__ = ["RegoAdmission"]
 
 TIME_LIMIT_SECONDS = 5.0
-_MAX_ANSWER_BYTES = 1024 * 1024
+_MAX_ANSWER_BYTES = 16 * 1024 * 1024
+_MAX_KNOWN = 4096
+"""Answers that are remembered, and as many of those before."""
+
+
+class _RefusedError(Exception):
+    """A policy is refused in the tier that its source says."""
+
+    def __init__(self, source: RegoSource, refusal: Mapping[str, Any]) -> None:
+        self.source, self.refusal = source, refusal
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the engine refuses it; else a limit of the worker's is met, which may be for want of time."""
+        return "policy" in self.refusal
+
+    @property
+    def why(self) -> str:
+        place = f"{self.refusal['file']}:{self.refusal['line']}: " if self.refusal.get("file") else ""
+        return f"{place}{self.refusal['reason']}"
 
 
 class RegoAdmission:
     """Checks Rego policies, each distinct one once. Use as an asynchronous context manager."""
 
     def __init__(self) -> None:
-        self._admitted: set[bytes] = set()
-        self._refused: dict[bytes, Mapping[str, Any]] = {}
+        self._recent: dict[bytes, Mapping[str, Any]] = {}
+        self._older: dict[bytes, Mapping[str, Any]] = {}
         self._worker: asyncio.subprocess.Process | None = None
+        self._turn = asyncio.Lock()
 
     async def __aenter__(self) -> RegoAdmission:
         return self
@@ -39,64 +62,88 @@ class RegoAdmission:
     async def __aexit__(self, *_: object) -> None:
         await self._stop_worker()
 
-    async def choose_tiers(self, snapshot: Snapshot) -> Snapshot:
-        """The same snapshot with a tier for each Rego policy that asks for none: the sidecar's if it is admitted there.
-
-        One that neither admits gets the check tier, whose refusal :meth:`check` then tells.
-        """
-        known, self._refused = self._refused, {}
-        open_ = {name: source for name, source in snapshot.rego.items() if source.resource.spec.tier is None}
-        return snapshot.with_tiers({name: await self._choose(source, known) for name, source in open_.items()})
-
-    async def _choose(self, source: RegoSource, known: Mapping[bytes, Mapping[str, Any]]) -> TierChoice:
-        for _, given, allowed in source.resource.spec.beyond(Tier.SIDECAR):
-            return TierChoice(Tier.CHECK, f"{given}, {allowed}")
-        document = compile_rego(source)
-        refusal = known.get(document) or await self._refusal(document)
-        if refusal is None:
-            return TierChoice(Tier.SIDECAR, "sidecars admit it")
-        self._refused[document] = refusal
-        place = f"{refusal['file']}:{refusal['line']}: " if refusal.get("file") else ""
-        return TierChoice(Tier.CHECK, f"{place}{refusal['reason']}")
-
-    async def check(self, revision: Revision) -> None:
-        """Checks the Rego policies of `revision`.
+    async def check(self, snapshot: Snapshot) -> Snapshot:
+        """`snapshot` with its Rego policies admitted, see :meth:`admit`.
 
         Raises:
             InvalidConfiguration: with a problem for each policy that is not admitted.
         """
-        problems = []
-        for name, document in revision.rego.items():
-            if (refusal := await self._refusal(document)) is not None:
-                problems.append(_problem(revision, name, refusal))
+        problems: list[Problem] = []
+        admitted: dict[str, RegoSource] = {}
+        for name, source in snapshot.rego.items():
+            try:
+                admitted[name] = await self.admit(source)
+            except InvalidConfiguration as invalid:
+                problems += invalid.problems
         if problems:
             raise InvalidConfiguration(problems)
-        self._admitted &= set(revision.rego.values())
+        return replace(snapshot, rego=admitted)
 
-    async def _refusal(self, document: bytes) -> Mapping[str, Any] | None:
-        """As :meth:`_ask`, each admitted document once."""
-        if document in self._admitted:
-            return None
-        refusal = await self._ask(document)
-        if refusal is None:
-            self._admitted.add(document)
-        return refusal
+    async def admit(self, source: RegoSource) -> RegoSource:
+        """One policy, with what it reads of its data: the rest of it need not be loaded, neither here nor in sidecars.
 
-    async def _ask(self, document: bytes) -> Mapping[str, Any] | None:
-        """Why the document's policy is refused; none where it is admitted."""
+        One that asks for no tier gets the sidecar's if it is admitted there, else the check service's.
+
+        Raises:
+            InvalidConfiguration: it is not admitted.
+        """
+        try:
+            return await self._admit(source)
+        except _RefusedError as error:
+            raise InvalidConfiguration([_problem(error.source, error.refusal)]) from None
+
+    async def _admit(self, source: RegoSource) -> RegoSource:
+        spec = source.resource.spec
+        if spec.tier is not None:
+            return await self._load(source)
+        for _, given, allowed in spec.beyond(Tier.SIDECAR):
+            return await self._load(source.in_tier(Tier.CHECK, f"{given}, {allowed}"))
+        try:
+            return await self._load(source.in_tier(Tier.SIDECAR, "sidecars admit it"))
+        except _RefusedError as error:
+            if not error.is_lasting:
+                raise  # where it is decided does not depend on how busy this machine is
+            return await self._load(source.in_tier(Tier.CHECK, error.why))
+
+    async def _load(self, source: RegoSource) -> RegoSource:
+        outline = {"tier": source.tier.value, "modules": dict(source.all_modules)}
+        paths = await self._answer(Question.READ, canonical(outline), source)
+        admitted = replace(source, read=frozenset(map(tuple, paths)))
+        await self._answer(Question.LOAD, compile_rego(admitted), admitted)
+        return admitted
+
+    async def _answer(self, question: Question, document: bytes, source: RegoSource) -> Any:
+        key = hashlib.sha256(question.value + document).digest()
+        known = self._recent.get(key) or self._older.get(key)
+        if known is None:
+            async with self._turn:
+                known = await self._ask(question, document)
+        refused = known["refusal"] and _RefusedError(source, known["refusal"])
+        if not refused or refused.is_lasting:
+            self._remember(key, known)
+        if refused:
+            raise refused
+        return known["answer"]
+
+    def _remember(self, key: bytes, answer: Mapping[str, Any]) -> None:
+        if len(self._recent) >= _MAX_KNOWN:
+            self._older, self._recent = self._recent, {}
+        self._recent[key] = answer
+
+    async def _ask(self, question: Question, document: bytes) -> Mapping[str, Any]:
+        """The worker's answer, or a refusal in its place."""
         worker = self._worker or await self._start_worker()
         assert worker.stdin is not None
         assert worker.stdout is not None
         try:
-            worker.stdin.write(len(document).to_bytes(8, "big") + document)
-            answer = await asyncio.wait_for(worker.stdout.readline(), TIME_LIMIT_SECONDS)
-            return _read_answer(answer)
+            worker.stdin.write(question.value + len(document).to_bytes(8, "big") + document)
+            return _read_answer(await asyncio.wait_for(worker.stdout.readline(), TIME_LIMIT_SECONDS))
         except TimeoutError:
             await self._stop_worker()
-            return {"reason": f"loading it takes longer than {TIME_LIMIT_SECONDS:g} s"}
+            return _refused(f"loading it takes longer than {TIME_LIMIT_SECONDS:g} s")
         except (ValueError, ConnectionError):
             await self._stop_worker()
-            return {"reason": "loading it ended the process that tried: it takes too much memory, or nests too deep"}
+            return _refused("loading it ended the process that tried: it takes too much memory, or nests too deep")
         except asyncio.CancelledError:
             await self._stop_worker()  # else its answer would be taken for that to the next question
             raise
@@ -120,14 +167,17 @@ class RegoAdmission:
             await worker.wait()
 
 
-def _read_answer(line: bytes) -> Mapping[str, Any] | None:
+def _read_answer(line: bytes) -> Mapping[str, Any]:
     """The worker's answer. A line that is cut short (the worker died) raises ValueError."""
-    answer: Mapping[str, Any] | None = json.loads(line)
+    answer: Mapping[str, Any] = json.loads(line)
     return answer
 
 
-def _problem(revision: Revision, name: str, refusal: Mapping[str, Any]) -> Problem:
-    source = revision.snapshot.rego[name]
+def _refused(reason: str) -> Mapping[str, Any]:
+    return {"answer": None, "refusal": {"reason": reason}}
+
+
+def _problem(source: RegoSource, refusal: Mapping[str, Any]) -> Problem:
     document, file, line = source.resource.document, refusal.get("file", ""), refusal.get("line", 0)
     allowed = f"see docs/rego.md for what the {source.tier} tier admits"
     if file in source.all_modules and file.endswith(".rego"):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,6 +14,8 @@ import httpx
 import structlog
 
 from peltast.authz.fetched_bundle import FetchedBundle, takes_long_polls
+from peltast.authz.fetching import FAILURES, ask, open_client, read_body
+from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.rego_sources import BundleLocation
 from peltast.policies.snapshot import Snapshot
 from peltast.policies.sources.archive import unpack
@@ -23,12 +24,9 @@ from peltast.policies.sources.bundle import Bundle, read_bundle
 __all__ = ["BundleFetcher", "BundleStatus", "fetch_bundles"]
 
 MAX_BYTES = 64 * 1024 * 1024
-_PATIENCE = timedelta(seconds=1)
+_PATIENCE = timedelta(seconds=3)
 _STEP_SECONDS = 660.0  # the longest wait and `timeout` of a policy, which bound the attempt as a whole
-_HEADERS = {
-    "accept": "application/vnd.openpolicyagent.bundles, application/gzip, application/octet-stream",
-    "accept-encoding": "identity",
-}
+_ACCEPT = "application/vnd.openpolicyagent.bundles, application/gzip, application/octet-stream"
 
 log = structlog.get_logger()
 
@@ -51,21 +49,28 @@ class _Answer:
     long_polls: bool
 
 
+async def _take_any(_location: BundleLocation, _bundle: Bundle) -> None:
+    """Whoever asks for a bundle once finds out for themselves what is wrong with it."""
+
+
 class BundleFetcher:
     """Keeps the bundles of some places. Use as an asynchronous context manager.
 
-    `changed` is called whenever :meth:`found` gives another bundle, `report` for a person to know, and `save` with the
-    archive that `kept` is to give after a restart.
+    `admit` raises InvalidConfiguration for a bundle that is not to be taken. `changed` is called whenever :meth:`found`
+    gives another bundle, `report` for a person to know, and `save` with the archive that `kept` is to give after a
+    restart.
     """
 
     def __init__(
         self,
         *,
+        admit: Callable[[BundleLocation, Bundle], Awaitable[None]] = _take_any,
         kept: Callable[[BundleLocation], bytes | None] = lambda _: None,
         changed: Callable[[], None] = lambda: None,
         report: Callable[[BundleStatus], None] = lambda _: None,
         save: Callable[[BundleLocation, bytes], None] = lambda *_: None,
     ) -> None:
+        self._admit = admit
         self._kept, self._changed, self._report, self._save = kept, changed, report, save
         self._states: dict[BundleLocation, FetchedBundle] = {}
         self._told: dict[BundleLocation, tuple[Bundle | None, str | None]] = {}
@@ -73,11 +78,7 @@ class BundleFetcher:
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> BundleFetcher:
-        # As for keys: neither proxies nor passwords from the environment. The bound on time is each attempt's own.
-        limits = httpx.Limits(max_connections=None)
-        client = httpx.AsyncClient(
-            verify=ssl.create_default_context(), trust_env=False, headers=_HEADERS, timeout=_STEP_SECONDS, limits=limits
-        )
+        client = open_client(_ACCEPT, _STEP_SECONDS, connections=None)  # each long poll holds one
         self._client = await self._open.enter_async_context(client)
         self._group = await self._open.enter_async_context(asyncio.TaskGroup())
         return self
@@ -94,8 +95,11 @@ class BundleFetcher:
     async def follow(self, locations: frozenset[BundleLocation], patience: timedelta = _PATIENCE) -> None:
         """Fetches from `locations` from now on, and from no others. Waits for their first answers, within `patience`.
 
-        What was kept from before a restart is there at once.
+        What was kept from before a restart is there at once. A place that never had a good bundle is asked anew: what
+        changed may be what mends it.
         """
+        never_good = [known for known, state in self._states.items() if state.bundle is None and state.error]
+        self._drop(never_good)
         firsts = [await self._start(location) for location in locations - self._tasks.keys()]
         waiting = [first for location, first in firsts if self._states[location].bundle is None]
         if waiting:
@@ -145,7 +149,8 @@ class BundleFetcher:
                 return before.unchanged(location, asked, datetime.now(UTC), spread)
             # Reading takes seconds where it is large, and others wait for this thread.
             bundle = await asyncio.to_thread(_read, answer.body, location)
-        except (ValueError, TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
+            await self._admit(location, bundle)
+        except (*FAILURES, InvalidConfiguration) as error:
             return before.failed(str(error) or type(error).__name__, location, datetime.now(UTC), spread)
         await asyncio.to_thread(self._save, location, answer.body)
         return before.succeeded(
@@ -161,15 +166,11 @@ class BundleFetcher:
             httpx.HTTPError: the server could not be reached, or is not who it should be.
         """
         seconds = (location.timeout + before.wait(location)).total_seconds()
-        question = self._client.stream("GET", location.url, headers=before.headers(location))
-        try:
-            async with asyncio.timeout(seconds), question as response:
-                if response.status_code == httpx.codes.NOT_MODIFIED and before.etag:
-                    return _Answer(None, before.etag, before.long_polls)
-                long_polls = takes_long_polls(response.headers.get("content-type", ""))
-                return _Answer(await _body(response), response.headers.get("etag", ""), long_polls)
-        except TimeoutError:
-            raise TimeoutError(f"the server does not answer within {seconds:g} s") from None
+        async with ask(self._client, location.url, seconds, before.headers(location)) as response:
+            if response.status_code == httpx.codes.NOT_MODIFIED and before.etag:
+                return _Answer(None, before.etag, before.long_polls)
+            long_polls = takes_long_polls(response.headers.get("content-type", ""))
+            return _Answer(await read_body(response, MAX_BYTES), response.headers.get("etag", ""), long_polls)
 
     def _restored(self, location: BundleLocation) -> Bundle | None:
         content = self._kept(location)
@@ -197,18 +198,3 @@ async def fetch_bundles(snapshot: Snapshot) -> Snapshot:
 
 def _read(content: bytes, location: BundleLocation) -> Bundle:
     return read_bundle(unpack(content), location.verification)
-
-
-async def _body(response: httpx.Response) -> bytes:
-    if response.status_code != httpx.codes.OK:
-        target = response.headers.get("location")
-        answered = f"the server answers {response.status_code}{f', to {target}' if target else ''}"
-        raise ValueError(f"{answered}; 200 is expected, and redirects are not followed")
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise ValueError("the server answers in an encoding that was not asked for")
-    body = bytearray()
-    async for chunk in response.aiter_raw():
-        body += chunk
-        if len(body) > MAX_BYTES:
-            raise ValueError(f"the server answers more than {MAX_BYTES} bytes")
-    return bytes(body)

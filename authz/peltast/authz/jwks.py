@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from peltast.authz._engine import KeySets
-from peltast.authz.canonical import canonical
-from peltast.authz.compile import Json, KeySource
+from peltast.authz.canonical import Json, canonical
+from peltast.authz.compile import KeySource
 from peltast.policies.sources.json_text import read_json
 
 __all__ = ["MAX_AGE", "Answer", "FetchedKeys", "dump", "read_key_set", "restore"]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import random
-import ssl
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import httpx
 import structlog
 
-from peltast.authz.compile import Json, KeySource
+from peltast.authz.canonical import Json
+from peltast.authz.compile import KeySource
+from peltast.authz.fetching import FAILURES, ask, open_client, read_body
 from peltast.authz.jwks import MAX_AGE, Answer, FetchedKeys, dump, read_key_set, restore
 
 __all__ = ["KeyFetcher", "KeyStatus"]
@@ -23,7 +23,7 @@ MAX_BYTES = 1024 * 1024
 _AT_A_TIME = 8
 _PATIENCE = timedelta(seconds=1)
 _STEP_SECONDS = 60.0  # the longest `timeout` of a rule, which bounds the attempt as a whole
-_HEADERS = {"accept": "application/jwk-set+json, application/json", "accept-encoding": "identity"}
+_ACCEPT = "application/jwk-set+json, application/json"
 
 log = structlog.get_logger()
 
@@ -60,11 +60,7 @@ class KeyFetcher:
         self._open = AsyncExitStack()
 
     async def __aenter__(self) -> KeyFetcher:
-        # Neither proxies nor passwords from the environment: what is asked, and how, is what the policy says.
-        client = httpx.AsyncClient(
-            verify=ssl.create_default_context(), trust_env=False, headers=_HEADERS, timeout=_STEP_SECONDS
-        )
-        self._client = await self._open.enter_async_context(client)
+        self._client = await self._open.enter_async_context(open_client(_ACCEPT, _STEP_SECONDS))
         self._group = await self._open.enter_async_context(asyncio.TaskGroup())
         return self
 
@@ -134,7 +130,7 @@ class KeyFetcher:
         try:
             answer = await self._ask(source)
             keys = read_key_set(answer.body)
-        except (ValueError, TimeoutError, httpx.HTTPError, httpx.InvalidURL) as error:
+        except FAILURES as error:
             return before.failed(str(error) or type(error).__name__, datetime.now(UTC), spread)
         state = before.succeeded(keys, answer.lifetime, datetime.now(UTC), spread)
         self._save(dump({**self._states, source: state}))
@@ -148,23 +144,8 @@ class KeyFetcher:
             TimeoutError: it took too long.
             httpx.HTTPError: the server could not be reached, or is not who it should be.
         """
-        seconds = source.timeout.total_seconds()
-        try:
-            async with self._turns, asyncio.timeout(seconds), self._client.stream("GET", source.uri) as response:
-                if response.status_code != httpx.codes.OK:
-                    target = response.headers.get("location")
-                    answered = f"the server answers {response.status_code}{f', to {target}' if target else ''}"
-                    raise ValueError(f"{answered}; 200 is expected, and redirects are not followed")
-                if response.headers.get("content-encoding", "identity") != "identity":
-                    raise ValueError("the server answers in an encoding that was not asked for")
-                body = bytearray()
-                async for chunk in response.aiter_raw():
-                    body += chunk
-                    if len(body) > MAX_BYTES:
-                        raise ValueError(f"the server answers more than {MAX_BYTES} bytes")
-                return Answer(bytes(body), response.headers.get("cache-control", ""))
-        except TimeoutError:
-            raise TimeoutError(f"the server does not answer within {seconds:g} s") from None
+        async with self._turns, ask(self._client, source.uri, source.timeout.total_seconds()) as response:
+            return Answer(await read_body(response, MAX_BYTES), response.headers.get("cache-control", ""))
 
     @staticmethod
     def _restored(kept: bytes) -> dict[tuple[str, str], FetchedKeys]:

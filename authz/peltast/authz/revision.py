@@ -7,13 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from peltast.authz._engine import KeySets
-from peltast.authz.canonical import canonical
+from peltast.authz.canonical import Json, canonical
 from peltast.authz.compile import (
-    Json,
     KeySource,
     compile_keys,
     compile_program,
-    compile_rego,
     key_set_name,
     key_source,
 )
@@ -27,7 +25,7 @@ __all__ = ["Revision", "compile_revision"]
 
 @dataclass(frozen=True)
 class Revision:
-    """A snapshot with the documents that it compiles to, by the full names of workloads and Rego policies.
+    """A snapshot with the documents that it compiles to, by the full names of workloads.
 
     Revocations are no part of a snapshot: operators make them, and they outlive every configuration.
     """
@@ -35,7 +33,6 @@ class Revision:
     snapshot: Snapshot
     programs: Mapping[str, bytes]
     keys: Mapping[str, bytes]
-    rego: Mapping[str, bytes]
     revocations: bytes = NO_REVOCATIONS
 
     @property
@@ -66,7 +63,6 @@ def compile_revision(snapshot: Snapshot) -> Revision:
         snapshot=snapshot,
         programs={name: compile_program(snapshot, workload) for name, workload in workloads},
         keys={name: compile_keys(snapshot, workload, {}) for name, workload in workloads},
-        rego={name: compile_rego(source) for name, source in snapshot.rego.items()},
     )
 
 

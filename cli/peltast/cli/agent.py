@@ -10,7 +10,8 @@ import grpc
 import typer
 
 from peltast.audit.shipper import Shipper
-from peltast.cli.console import log_to_stderr, run_until_stopped
+from peltast.cli.console import run_until_stopped
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.options import BasePort, Concurrency, SpoolBytes, State, TrustDomainOption
 from peltast.cli.settings import (
     DEFAULT_BASE_PORT,

@@ -7,6 +7,7 @@ comes by standard input; standard output says of each revision that it is in for
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import ssl
 import sys
@@ -21,18 +22,21 @@ from spiffe import SpiffeId
 
 from peltast.authz.check.frames import Kind, frame, read_frame
 from peltast.authz.check.front import CheckFront
-from peltast.authz.check.grpc import NAME, authorization_methods, serve_health
+from peltast.authz.check.grpc import MAX_QUESTION_BYTES, authorization_handler, serve_health
 from peltast.authz.check.http import HttpServer
 from peltast.authz.check.pool import EvaluatorPool
-from peltast.cli.console import log_to_stderr
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.settings import LOOPBACK, ControlSettings
 from peltast.identity.certificates import spiffe_id_of
-from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
+from peltast.identity.rpc import caller, server_credentials, server_options
 
 __all__ = ["main"]
 
 DRAIN_SECONDS = 1.5
 """How long requests may go on once the process is told to end: those who wait for it wait 2 s."""
+
+TELL_SECONDS = 1.0
+"""How often the control plane is told what was counted."""
 
 log = structlog.get_logger()
 
@@ -51,18 +55,29 @@ class CheckWorker:
     async def run(self) -> None:
         """Serves until it is told to stop, or nobody tells it anything any more."""
         reader, writer = await _standard_streams()
-        # Nothing is listened for before there is something to decide by.
-        await self._obey(*await read_frame(reader), writer)
+        # Nothing is listened for before there is something to decide by, and nobody is told so before.
+        _, revision = await read_frame(reader)
+        await self._front.take(revision)
+        gc.freeze()  # what is there now stays: to look it over again and again took a twentieth of the time
         await self._http.start(LOOPBACK, self._settings.ports.check, self._tls)
         rpc, health = await self._serve_rpc()
+        writer.write(frame(Kind.IN_FORCE))
         stopped = asyncio.Event()
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopped.set)
         told = asyncio.create_task(self._follow(reader, writer))
+        telling = asyncio.create_task(self._tell_counts(writer))
         await asyncio.wait([told, asyncio.create_task(stopped.wait())], return_when=asyncio.FIRST_COMPLETED)
         told.cancel()
+        telling.cancel()
         await health.enter_graceful_shutdown()
         await asyncio.gather(rpc.stop(grace=DRAIN_SECONDS), self._http.drain(DRAIN_SECONDS))
         await self._pool.stop()
+        writer.write(frame(Kind.COUNTS, self._front.counted().dump()))
+
+    async def _tell_counts(self, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await asyncio.sleep(TELL_SECONDS)
+            writer.write(frame(Kind.COUNTS, self._front.counted().dump()))
 
     async def _follow(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -88,9 +103,9 @@ class CheckWorker:
         return context
 
     async def _serve_rpc(self) -> tuple[grpc.aio.Server, Any]:
-        options = [(name, 1 if name == "grpc.so_reuseport" else value) for name, value in server_options]
-        server = grpc.aio.server(options=[*options, ("grpc.max_receive_message_length", 1024 * 1024)])
-        server.add_generic_rpc_handlers((generic_handler(NAME, authorization_methods(self._front, caller)),))
+        own = {"grpc.so_reuseport": 1, "grpc.max_receive_message_length": MAX_QUESTION_BYTES}
+        server = grpc.aio.server(options=tuple({**dict(server_options), **own}.items()))  # of two, gRPC takes the first
+        server.add_generic_rpc_handlers((authorization_handler(self._front, caller),))
         health = await serve_health(server)
         address = self._settings.address(self._settings.ports.ext_authz)
         server.add_secure_port(address, server_credentials(self._identity, require_client=True))
@@ -111,8 +126,9 @@ async def _standard_streams() -> tuple[asyncio.StreamReader, asyncio.StreamWrite
     return reader, asyncio.StreamWriter(transport, protocol, None, loop)
 
 
-def _caller_of(certificate: bytes) -> SpiffeId:
-    return spiffe_id_of(x509.load_der_x509_certificate(certificate))
+def _caller_of(transport: asyncio.BaseTransport) -> SpiffeId:
+    tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
+    return spiffe_id_of(x509.load_der_x509_certificate(tls.getpeercert(binary_form=True) or b""))
 
 
 def main(state: str, trust_domain: str, base_port: str) -> None:

@@ -5,13 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+from collections.abc import AsyncIterator
 
 import structlog
 
+from peltast.authz.check.counts import Counts
 from peltast.authz.check.documents import check_revision
 from peltast.authz.check.frames import Kind, frame, read_frame
+from peltast.authz.check.metrics import CheckMetrics
 from peltast.authz.revision import Revision
 from peltast.cli.settings import ControlSettings
+from peltast.identity.acts import Act, Report
 from peltast.proxy.sidecar.supervise import STOP_SECONDS, dying_with_parent
 
 __all__ = ["CheckWorkers"]
@@ -26,8 +30,10 @@ log = structlog.get_logger()
 class CheckWorkers:
     """So many processes that share the check service's ports."""
 
-    def __init__(self, settings: ControlSettings, number: int) -> None:
+    def __init__(self, settings: ControlSettings, number: int, report: Report) -> None:
         self._settings = settings
+        self._report = report
+        self.metrics = CheckMetrics()
         self._revision: bytes | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._started = [asyncio.Event() for _ in range(number)]
@@ -48,6 +54,11 @@ class CheckWorkers:
                 await asyncio.gather(*(started.wait() for started in self._started))
                 await asyncio.gather(*(worker.in_force.wait() for worker in self._running))
 
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of the workers."""
+        return [worker.pid for worker in self._running]
+
     def renew_identity(self) -> None:
         """Has them show the SVID that is now on disk."""
         for worker in self._running:
@@ -63,16 +74,24 @@ class CheckWorkers:
         while True:
             worker = await _Worker.start(self._settings)
             self._running.add(worker)
+            self.metrics.started(worker.pid)
             try:
                 assert self._revision is not None
                 worker.tell_revision(self._revision)
                 started.set()
-                await worker.run()
+                async for counts in worker.counted():
+                    self._count(worker.pid, counts)
                 log.error("check worker ended", pid=worker.pid)
             finally:
                 self._running.discard(worker)
+                self.metrics.ended(worker.pid)
                 await worker.end()
             await asyncio.sleep(RESTART_SECONDS)
+
+    def _count(self, pid: int, counts: Counts) -> None:
+        self.metrics.add(pid, counts)
+        for (caller, why), number in counts.refused.items():
+            self._report(Act(caller, "check.refuse", why, allowed=False, detail=f"{number} times"))
 
 
 class _Worker:
@@ -106,11 +125,14 @@ class _Worker:
         self.in_force.clear()
         self.tell(message)
 
-    async def run(self) -> None:
-        """Until the process ends."""
+    async def counted(self) -> AsyncIterator[Counts]:
+        """What it counts, until the process ends."""
         with contextlib.suppress(EOFError, ConnectionError):
             while True:
-                await read_frame(self._reader)
+                kind, payload = await read_frame(self._reader)
+                if kind is Kind.COUNTS:
+                    yield Counts.load(payload)
+                    continue
                 self._pending -= 1
                 if not self._pending:
                     self.in_force.set()

@@ -24,7 +24,8 @@ from peltast.audit.sinks import Sink
 from peltast.audit.store.partitions import keep_partitions
 from peltast.audit.store.url import DatabaseUnusable, check_database_url
 from peltast.cli.acts import SPOOL_BYTES, ActLog
-from peltast.cli.console import log_to_stderr, print_error, run_until_stopped
+from peltast.cli.console import print_error, run_until_stopped
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.options import BasePort, CheckpointSinks, State, TrustDomainOption, sinks_of
 from peltast.cli.settings import DEFAULT_BASE_PORT, DEFAULT_TRUST_DOMAIN, ControlSettings, take_join_token
 from peltast.cli.signing import load_or_create_signer

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import signal
-import sys
 from collections.abc import Coroutine
 from enum import StrEnum
 from typing import Any
 
-import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
 
 from peltast.policies.problems import InvalidConfiguration
 
-__all__ = ["Output", "err", "log_to_stderr", "out", "print_error", "print_json", "print_problems", "run_until_stopped"]
+__all__ = ["Output", "err", "out", "print_error", "print_json", "print_problems", "run_until_stopped"]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(highlight=False, soft_wrap=True, stderr=True)
@@ -48,20 +45,6 @@ def print_problems(invalid: BaseException) -> None:
         err.print(f"[red]error[/red] {escape(str(problem))}")
     number = len(invalid.problems)
     err.print(f"{number} problem{'s' if number != 1 else ''}; nothing of this configuration takes effect.")
-
-
-def log_to_stderr(level: int = logging.INFO) -> None:
-    """Structured logs as lines of key=value on standard error."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso"),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["timestamp", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
-    )
 
 
 def run_until_stopped(main: Coroutine[Any, Any, int | None]) -> None:

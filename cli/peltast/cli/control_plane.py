@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
+from wsgiref.simple_server import WSGIServer
 
 import grpc
 import structlog
 import typer
 from envoy.service.discovery.v3.discovery_pb2 import DeltaDiscoveryRequest, DeltaDiscoveryResponse
+from prometheus_client import CollectorRegistry, start_http_server
 from spiffe import SpiffeId, TrustDomain
 
 from peltast.audit.collector.keys import load_or_create_keys
@@ -22,6 +24,9 @@ from peltast.audit.shipper import Shipper
 from peltast.authz.admission import RegoAdmission
 from peltast.authz.bundle_fetcher import BundleFetcher, BundleStatus
 from peltast.authz.key_fetcher import KeyFetcher, KeyStatus
+from peltast.authz.quota.counters import Counters
+from peltast.authz.quota.grpc import LEASES, policy_lease_methods
+from peltast.authz.quota.policy_leases import PolicyLeases
 from peltast.authz.revision import Revision, compile_revision
 from peltast.authz.revocation_service import NAME as REVOCATIONS
 from peltast.authz.revocation_service import revocation_methods
@@ -29,9 +34,12 @@ from peltast.authz.revocations import NO_REVOCATIONS, Revocation, RevocationList
 from peltast.cli.acts import SPOOL_BYTES, ActLog
 from peltast.cli.changes import ChangeLog
 from peltast.cli.check_workers import CheckWorkers
-from peltast.cli.console import log_to_stderr, run_until_stopped
+from peltast.cli.console import run_until_stopped
+from peltast.cli.counting import counters_at
+from peltast.cli.kept_bundles import KeptBundles
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.operator_acts import operator_acts_handler
-from peltast.cli.options import BasePort, State, TrustDomainOption
+from peltast.cli.options import BasePort, RedisUrl, State, TrustDomainOption
 from peltast.cli.settings import (
     DEFAULT_BASE_PORT,
     DEFAULT_CHECK_WORKERS,
@@ -49,6 +57,7 @@ from peltast.identity.ca.store import load_or_create
 from peltast.identity.certificates import pem
 from peltast.identity.files import make_private_folder, write_private
 from peltast.identity.rpc import (
+    caller,
     channel_credentials,
     generic_handler,
     open_channel,
@@ -57,8 +66,9 @@ from peltast.identity.rpc import (
 )
 from peltast.identity.svid import Svid, new_key_and_csr, rotation_time, save_svid
 from peltast.policies.problems import InvalidConfiguration
-from peltast.policies.rego_sources import BundleLocation
+from peltast.policies.rego_sources import BundleLocation, RegoSource
 from peltast.policies.snapshot import load
+from peltast.policies.sources.bundle import Bundle
 from peltast.policies.sources.folder import Files, watch_folder
 from peltast.proxy.xds.compile import Surroundings
 from peltast.proxy.xds.discovery import DiscoveryService, ProxyStatus
@@ -80,13 +90,15 @@ def control_plane(
     check_workers: Annotated[int, typer.Option(help="Processes of the check service.", min=1, max=64)] = (
         DEFAULT_CHECK_WORKERS
     ),
+    redis: RedisUrl = None,
 ) -> None:
-    """Configuration, certificate authority, discovery (ADS) and check service."""
+    """Configuration, certificate authority, discovery (ADS), check service, and quotas for many sidecars."""
     log_to_stderr()
     settings = ControlSettings(state, trust_domain, base_port)
 
     async def run() -> None:
-        await ControlPlane(settings, config, check_workers).run()
+        async with counters_at(redis) as counters:
+            await ControlPlane(settings, config, check_workers, counters).run()
 
     run_until_stopped(run())
 
@@ -94,7 +106,7 @@ def control_plane(
 class ControlPlane:
     """Wires the planes into one process."""
 
-    def __init__(self, settings: ControlSettings, configuration: Path, check_workers: int) -> None:
+    def __init__(self, settings: ControlSettings, configuration: Path, check_workers: int, counters: Counters) -> None:
         self._settings = settings
         self._configuration = configuration
         now = datetime.now(UTC)
@@ -111,16 +123,20 @@ class ControlPlane:
         self._changes = ChangeLog(configuration, settings.state / "control" / "configuration.json", self._acts.report)
         self._tokens = JoinTokens()
         self._revision: Revision | None = None
+        self._read: Mapping[str, RegoSource] = {}
         self._bundles_changed = asyncio.Event()
+        self._kept_bundles = KeptBundles(settings.state / "control" / "bundles")
         self._revoked = NO_REVOCATIONS
         self._revocations = self._load_revocations()
-        self._check = CheckWorkers(settings, check_workers)
+        self._check = CheckWorkers(settings, check_workers, self._note)
+        self._leases = PolicyLeases(counters)
         self._discovery = DiscoveryService(self._surroundings, self._report_status, self._report_live)
         self._certificates = CertificateService(self._authority, self._tokens, self._is_registered, self._acts.report)
 
     async def run(self) -> None:
         """Runs for ever."""
         servers = [await self._serve_join(), await self._serve_mtls(), await self._serve_operators()]
+        metrics = self._serve_metrics()
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._follow_configuration())
@@ -128,6 +144,7 @@ class ControlPlane:
                 group.create_task(self._acts.beat())
                 group.create_task(self._rotate())
         finally:
+            metrics.shutdown()
             await self._check.stop()
             for server in servers:
                 await server.stop(grace=None)
@@ -137,7 +154,12 @@ class ControlPlane:
 
     async def _follow_configuration(self) -> None:
         number = 0
-        async with RegoAdmission() as admission, self._bundle_fetcher() as bundles, self._key_fetcher() as keys:
+        async with (
+            RegoAdmission() as admission,
+            RegoAdmission() as of_bundles,  # another, so that nobody waits for a hostile bundle
+            self._bundle_fetcher(of_bundles) as bundles,
+            self._key_fetcher() as keys,
+        ):
             async for files in self._configurations():
                 number += 1
                 try:
@@ -178,20 +200,24 @@ class ControlPlane:
         """Puts a configuration in force, if all of it is sound; else the last good one stays."""
         if isinstance(files, InvalidConfiguration):
             raise files
-        snapshot = load(files, self._settings.trust_domain, number)
+        # Reading bundles takes seconds where they are large, and others wait for this thread.
+        snapshot = await asyncio.to_thread(load, files, self._settings.trust_domain, number)
+        self._read = snapshot.rego
         await bundles.follow(snapshot.bundle_locations)
         self._bundles_changed.clear()
         snapshot = snapshot.with_bundles(bundles.found())
-        if self._revision is not None and snapshot.version == self._revision.snapshot.version:
+        version = await asyncio.to_thread(lambda: snapshot.version)
+        if self._revision is not None and version == self._revision.snapshot.version:
             return
-        revision = compile_revision(await admission.choose_tiers(snapshot))
-        await admission.check(revision)
+        revision = await asyncio.to_thread(compile_revision, await admission.check(snapshot))
         await keys.follow(revision.key_sources)
         self._changes.take(snapshot)
         self._revision = replace(revision.with_keys(keys.in_force()), revocations=self._revoked)
         self._check.take(self._revision)
         await self._check.ready()  # sidecars will ask by the programs that they are sent
+        self._leases.take(snapshot)
         self._discovery.take(self._revision)
+        self._kept_bundles.drop_others(snapshot.bundle_locations)
         self._note(Act("", "configuration.take", snapshot.version, allowed=True, detail=f"number {number}"))
 
     def _put_in_force(self, revision: Revision) -> None:
@@ -251,29 +277,20 @@ class ControlPlane:
         action = "keys.take" if error is None else "keys.refuse"
         self._note(Act("", action, f"{source.issuer} {source.uri}", allowed=error is None, detail=error or ""))
 
-    def _bundle_fetcher(self) -> BundleFetcher:
+    def _bundle_fetcher(self, admission: RegoAdmission) -> BundleFetcher:
         return BundleFetcher(
-            kept=self._kept_bundle,
+            admit=partial(self._admit_bundle, admission),
+            kept=self._kept_bundles.read,
             changed=self._bundles_changed.set,
             report=self._report_bundle,
-            save=self._keep_bundle,
+            save=self._kept_bundles.keep,
         )
 
-    def _bundle_file(self, location: BundleLocation) -> Path:
-        name = hashlib.sha256(f"{location.policy} {location.url}".encode()).hexdigest()
-        return self._settings.state / "control" / "bundles" / f"{name}.tar.gz"
-
-    def _kept_bundle(self, location: BundleLocation) -> bytes | None:
-        file = self._bundle_file(location)
-        return file.read_bytes() if file.exists() else None
-
-    def _keep_bundle(self, location: BundleLocation, archive: bytes) -> None:
-        try:
-            file = self._bundle_file(location)
-            make_private_folder(file.parent)
-            write_private(file, archive)
-        except OSError as error:
-            log.exception("fetched bundle not kept", url=location.url, error=str(error))
+    async def _admit_bundle(self, admission: RegoAdmission, location: BundleLocation, bundle: Bundle) -> None:
+        """Whether a bundle goes together with its policy as the folder has it now."""
+        for source in self._read.values():
+            if source.location == location:
+                await admission.admit(source.with_bundle(bundle))
 
     def _report_bundle(self, status: BundleStatus) -> None:
         location, error = status.location, status.error
@@ -289,7 +306,8 @@ class ControlPlane:
         return str(spiffe_id) == collector or any(workload.principal == str(spiffe_id) for workload in workloads)
 
     def _surroundings(self, module: str) -> Surroundings:
-        return Surroundings(module, (LOOPBACK, self._settings.ports.check), str(self._principal))
+        ports = self._settings.ports
+        return Surroundings(module, (LOOPBACK, ports.check), (LOOPBACK, ports.mtls), str(self._principal))
 
     def _report_status(self, status: ProxyStatus) -> None:
         kind = status.type_url.rpartition(".")[2]
@@ -340,6 +358,7 @@ class ControlPlane:
         handlers = [
             self._certificates.for_mtls_port(),
             generic_handler(AGGREGATED_DISCOVERY, streams={"DeltaAggregatedResources": stream}),
+            generic_handler(LEASES, policy_lease_methods(self._leases, caller)),
         ]
         return await self._serve(self._settings.ports.mtls, handlers, require_client=True)
 
@@ -355,6 +374,13 @@ class ControlPlane:
         )
         server.add_secure_port(self._settings.address(port), server_credentials(current, require_client=require_client))
         await server.start()
+        return server
+
+    def _serve_metrics(self) -> WSGIServer:
+        """For whoever is on this machine: numbers only, which name no workload."""
+        registry = CollectorRegistry()
+        registry.register(self._check.metrics)
+        server, _ = start_http_server(self._settings.ports.metrics, LOOPBACK, registry)
         return server
 
     async def _serve_operators(self) -> grpc.aio.Server:

@@ -17,7 +17,16 @@ from peltast.identity.rpc import generic_handler
 
 __all__ = ["note_act", "operator_acts_handler"]
 
-ACTIONS = frozenset({"hold.add", "hold.remove", "partition.drop", "auditor.add", "auditor.remove", "audit.exported"})
+REFUSALS = frozenset({"limits.refuse"})
+ACTIONS = REFUSALS | {
+    "hold.add",
+    "hold.remove",
+    "partition.drop",
+    "auditor.add",
+    "auditor.remove",
+    "audit.exported",
+    "limits.take",
+}
 """What may be noted so. The control plane's own acts are none of these."""
 
 _NAME = "peltast.identity.v1.OperatorActs"
@@ -37,7 +46,8 @@ def operator_acts_handler(report: Report) -> grpc.GenericRpcHandler[Any, Any]:
         if max(len(request.actor), len(request.object)) > _MAX_TEXT:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"actor, object: at most {_MAX_TEXT} characters")
         try:
-            report(Act(request.actor, request.action, request.object, allowed=True, detail=request.detail))
+            allowed = request.action not in REFUSALS
+            report(Act(request.actor, request.action, request.object, allowed, detail=request.detail))
         except OSError as error:
             await context.abort(grpc.StatusCode.UNAVAILABLE, f"the act could not be recorded: {error}")
         return NoteResponse()

@@ -14,6 +14,7 @@ from spiffe.spiffe_id.spiffe_id import TrustDomainError
 from peltast.audit.sinks import Sink, sink_of
 from peltast.audit.store.retention import SHORTEST_RETENTION_DAYS
 from peltast.cli.console import Output
+from peltast.cli.settings import REDIS_VARIABLE
 
 __all__ = [
     "BasePort",
@@ -21,6 +22,7 @@ __all__ = [
     "Concurrency",
     "Configuration",
     "OutputOption",
+    "RedisUrl",
     "RetentionDays",
     "SpoolBytes",
     "State",
@@ -35,6 +37,15 @@ def _trust_domain(name: str) -> str:
         return TrustDomain(name).name
     except TrustDomainError as error:
         raise typer.BadParameter(f"{name!r}: {error}") from error
+
+
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+def _redis_url(url: str | None) -> str | None:
+    if url is not None and not url.startswith(_REDIS_SCHEMES):
+        raise typer.BadParameter("a URL that begins with redis://, rediss:// or unix:// is expected")
+    return url
 
 
 Configuration = Annotated[
@@ -56,6 +67,16 @@ TrustDomainOption = Annotated[
 BasePort = Annotated[
     int,
     typer.Option(min=1024, max=65000, help="The control plane's ports on 127.0.0.1: this one and the four after it."),
+]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis",
+        metavar="URL",
+        envvar=REDIS_VARIABLE,
+        callback=_redis_url,
+        help="Count here what is counted for many (redis://, rediss://, unix://), not in memory.",
+    ),
 ]
 Concurrency = Annotated[int, typer.Option(min=1, max=64, help="Worker threads of each sidecar's Envoy.")]
 RetentionDays = Annotated[

@@ -52,7 +52,7 @@ def decide(
     except InvalidConfiguration as invalid:
         print_problems(invalid)
         raise typer.Exit(1) from None
-    service = CheckService()
+    service = CheckService(counts=True)
     service.take(check_revision(revision))
     if not _decide_lines(service, requests):
         raise typer.Exit(1)

@@ -22,7 +22,14 @@ from peltast.audit.store.migrate import AUDITOR_ROLE, COLLECTOR_ROLE, migrate
 from peltast.audit.store.url import DatabaseUnusable, without_password
 from peltast.cli.external import ExternalPostgres
 from peltast.cli.readiness import envoy_is_ready, takes_connections, wait_until
-from peltast.cli.settings import JOIN_TOKEN_VARIABLE, LOOPBACK, ControlSettings, sidecar_state, sockets_folder
+from peltast.cli.settings import (
+    JOIN_TOKEN_VARIABLE,
+    LOOPBACK,
+    REDIS_VARIABLE,
+    ControlSettings,
+    sidecar_state,
+    sockets_folder,
+)
 from peltast.identity.attest.service import JOIN_TOKENS_METHOD
 from peltast.identity.files import make_private_folder, write_private
 from peltast.identity.protos.join_pb2 import GenerateRequest, GenerateResponse
@@ -50,6 +57,8 @@ class MeshSettings:
     database: str | None = None
     """The owner's URL of a PostgreSQL that others run."""
     checkpoints: tuple[str, ...] = ()
+    redis: str | None = None
+    """Where is counted what all sidecars count together."""
 
     @property
     def logs(self) -> Path:
@@ -122,7 +131,9 @@ class Mesh:
         else:
             await self._start_embedded(self._postgres)
         configuration = ["--config", str(self._settings.configuration.absolute())]
-        self._start("control-plane", [*self._peltast("control-plane"), *configuration])
+        # Not on a command line, which every user of the machine can read.
+        environment = {REDIS_VARIABLE: self._settings.redis} if self._settings.redis is not None else {}
+        self._start("control-plane", [*self._peltast("control-plane"), *configuration], environment)
         principal = self._control.control_principal("collector")
         await self._wait_for_control_plane(principal)
         database = ["--database", self._postgres.url(COLLECTOR_ROLE)]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,15 +14,17 @@ import grpc
 import structlog
 import typer
 
-from peltast.authz.quota.counters import Counters, MemoryCounters
 from peltast.authz.quota.descriptors import load_limits
 from peltast.authz.quota.grpc import LEASES, RATE_LIMITS, lease_methods, rate_limit_methods
 from peltast.authz.quota.lease_service import LeaseService
 from peltast.authz.quota.limits import Domain
 from peltast.authz.quota.rate_limit_service import RateLimitService
-from peltast.authz.quota.redis_counters import RedisCounters
-from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
-from peltast.cli.settings import sockets_folder
+from peltast.cli.console import out, print_error, print_problems, run_until_stopped
+from peltast.cli.counting import counters_at
+from peltast.cli.logs import log_to_stderr
+from peltast.cli.operator_acts import note_act
+from peltast.cli.options import RedisUrl
+from peltast.cli.settings import operator_socket, sockets_folder
 from peltast.identity.rpc import caller, generic_handler, server_credentials, server_options
 from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.sources.folder import Files, read_folder, watch_folder
@@ -80,10 +81,7 @@ def serve(
     certificate: Annotated[Path | None, typer.Option(help="The server's certificate chain, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key, PEM.")] = None,
     client_ca: Annotated[Path | None, typer.Option(help="Who issues callers' SVIDs, PEM.")] = None,
-    redis: Annotated[
-        str | None,
-        typer.Option(metavar="URL", envvar="PELTAST_REDIS", help="Count here (redis://, rediss://), not in memory."),
-    ] = None,
+    redis: RedisUrl = None,
     redis_cluster: Annotated[bool, typer.Option(help="The Redis is a cluster.")] = False,
 ) -> None:
     """Serves Rate Limit Service v3 and leases over gRPC: see docs/quota.md.
@@ -95,10 +93,11 @@ def serve(
         tls = _tls(listen, certificate, key, client_ca)
         if redis_cluster and redis is None:
             raise CannotServe("--redis-cluster is for --redis")
-        counting = RedisCounters.connect(redis, cluster=redis_cluster) if redis else _in_memory()
+        counting = counters_at(redis, cluster=redis_cluster)
         domains = load_limits(read_folder(configuration))
-        run_until_stopped(_serve(configuration, domains, counting, listen or _socket(state), tls))
+        run_until_stopped(_serve(configuration, state, domains, counting, listen or _socket(state), tls))
     except InvalidConfiguration as invalid:
+        asyncio.run(_note(state, configuration, invalid))
         print_problems(invalid)
         raise typer.Exit(1) from None
     except (ValueError, OSError) as error:
@@ -125,42 +124,52 @@ def _socket(state: Path) -> str:
     return f"unix:{sockets_folder(state) / 'quota.sock'}"
 
 
-@asynccontextmanager
-async def _in_memory() -> AsyncIterator[Counters]:
-    yield MemoryCounters()
-
-
-async def _serve(configuration: Path, domains: Domains, counting: Any, address: str, tls: _Tls | None) -> int:
+async def _serve(
+    configuration: Path, state: Path, domains: Domains, counting: Any, address: str, tls: _Tls | None
+) -> int:
     async with counting as counters:
         services = RateLimitService(counters), LeaseService(counters)
         for service in services:
             service.take(domains)
         server = await _started(*services, address, tls)
         out.print(f"Serving at {address.removeprefix('unix:')}", markup=False)
+        await _note(state, configuration, domains)
         try:
             async for files in watch_folder(configuration):
-                domains = _follow(files, domains, services)
+                read = _read(files)
+                if read == domains:
+                    continue
+                if isinstance(read, InvalidConfiguration):
+                    log.error("descriptors refused", problems=str(read))
+                else:
+                    domains = read
+                    for service in services:
+                        service.take(domains)
+                    log.info("descriptors taken", domains=len(domains))
+                await _note(state, configuration, read)
         finally:
             await asyncio.wait([asyncio.ensure_future(server.stop(grace=_STOP_SECONDS))], timeout=2 * _STOP_SECONDS)
     return 0
 
 
-def _follow(
-    files: Files | InvalidConfiguration, last: Domains, services: tuple[RateLimitService, LeaseService]
-) -> Domains:
-    """Puts changed files in force, if all of them are sound; else the last good ones stay."""
+def _read(files: Files | InvalidConfiguration) -> Domains | InvalidConfiguration:
+    """The domains of changed files if all of them are sound; else the last good ones stay in force."""
+    if isinstance(files, InvalidConfiguration):
+        return files
     try:
-        if isinstance(files, InvalidConfiguration):
-            raise files
-        domains = load_limits(files)
+        return load_limits(files)
     except InvalidConfiguration as invalid:
-        log.error("descriptors refused", problems=str(invalid))
-        return last
-    if domains != last:
-        for service in services:
-            service.take(domains)
-        log.info("descriptors taken", domains=len(domains))
-    return domains
+        return invalid
+
+
+async def _note(state: Path, configuration: Path, read: Domains | InvalidConfiguration) -> None:
+    """Puts on record what is in force, or why not, where there is a mesh with this state: quotas need none."""
+    if isinstance(read, InvalidConfiguration):
+        action, detail = "limits.refuse", str(read)
+    else:
+        action, detail = "limits.take", f"domains: {', '.join(sorted(read))}"
+    if operator_socket(state).exists():
+        await note_act(state, action, str(configuration), detail)
 
 
 async def _started(limits: RateLimitService, leases: LeaseService, address: str, tls: _Tls | None) -> grpc.aio.Server:

@@ -17,6 +17,7 @@ __all__ = [
     "DEFAULT_SPOOL_BYTES",
     "DEFAULT_TRUST_DOMAIN",
     "JOIN_TOKEN_VARIABLE",
+    "REDIS_VARIABLE",
     "ControlSettings",
     "Ports",
     "sockets_folder",
@@ -30,6 +31,7 @@ DEFAULT_CHECK_WORKERS = 2
 DEFAULT_SPOOL_BYTES = 256 * 1024 * 1024
 
 JOIN_TOKEN_VARIABLE = "PELTAST_JOIN_TOKEN"  # noqa: S105 - a name
+REDIS_VARIABLE = "PELTAST_REDIS"
 
 LOOPBACK = "127.0.0.1"
 
@@ -46,7 +48,7 @@ class Ports:
     @property
     def all(self) -> tuple[int, ...]:
         """Every one of them."""
-        return self.join, self.ext_authz, self.mtls, self.check, self.collector
+        return self.join, self.ext_authz, self.mtls, self.check, self.collector, self.metrics
 
     @property
     def join(self) -> int:
@@ -72,6 +74,11 @@ class Ports:
     def collector(self) -> int:
         """Mutual TLS: audit records."""
         return self.base + 4
+
+    @property
+    def metrics(self) -> int:
+        """HTTP in plain, for Prometheus."""
+        return self.base + 5
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,12 +20,14 @@ from peltast.audit.store.embedded import PostgresUnusable
 from peltast.audit.store.url import DatabaseUnusable
 from peltast.cli.audit.connection import connected
 from peltast.cli.audit.retain import keep_retaining
-from peltast.cli.console import log_to_stderr, out, print_error, print_problems, run_until_stopped
+from peltast.cli.console import out, print_error, print_problems, run_until_stopped
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.options import (
     BasePort,
     CheckpointSinks,
     Concurrency,
     Configuration,
+    RedisUrl,
     RetentionDays,
     SpoolBytes,
     State,
@@ -40,6 +43,7 @@ from peltast.cli.settings import (
     DEFAULT_SPOOL_BYTES,
     DEFAULT_TRUST_DOMAIN,
     LOOPBACK,
+    REDIS_VARIABLE,
     ControlSettings,
 )
 from peltast.cli.validate import admitted_revision
@@ -83,6 +87,7 @@ def up(
     retention_days: RetentionDays = None,
     database: StoreDatabase = None,
     checkpoints: CheckpointSinks = None,
+    redis: RedisUrl = None,
 ) -> None:
     """Runs a mesh from a folder of YAML and Rego, in the foreground, with a live feed of its decisions.
 
@@ -92,8 +97,15 @@ def up(
     log_to_stderr(logging.WARNING)
     control = ControlSettings(state or configuration / _STATE, trust_domain, base_port)
     sinks_of(control.state, checkpoints)  # what is wrong with them is said at once
+    os.environ.pop(REDIS_VARIABLE, None)  # a password may be in it, which applications must not inherit
     settings = MeshSettings(
-        configuration, control, concurrency, spool_bytes, database=database, checkpoints=tuple(checkpoints or ())
+        configuration,
+        control,
+        concurrency,
+        spool_bytes,
+        database=database,
+        checkpoints=tuple(checkpoints or ()),
+        redis=redis,
     )
     run_until_stopped(_up(settings, retention_days))
 

@@ -56,9 +56,7 @@ async def admitted_revision(configuration: Path, trust_domain: str) -> Revision:
     """
     snapshot = await fetch_bundles(load(read_folder(configuration), trust_domain, 1))
     async with RegoAdmission() as admission:
-        revision = compile_revision(await admission.choose_tiers(snapshot))
-        await admission.check(revision)
-    return revision
+        return compile_revision(await admission.check(snapshot))
 
 
 def _summary(revision: Revision) -> dict[str, object]:

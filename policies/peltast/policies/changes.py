@@ -106,9 +106,8 @@ def _files(resource: Resource[Spec], snapshot: Snapshot) -> Iterator[tuple[str, 
 def _listing(bundle: Bundle) -> str:
     """What a bundle holds, file by file; its data are one."""
     hashes = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in bundle.modules.items()}
-    data = hashlib.sha256(json.dumps(bundle.data, sort_keys=True).encode()).hexdigest()
     lines = [f"{digest} {name}" for name, digest in sorted(hashes.items())]
-    return "\n".join([f"revision {bundle.revision!r}", *lines, f"{data} data"])
+    return "\n".join([f"revision {bundle.revision!r}", *lines, f"{bundle.data_digest} data"])
 
 
 def _shown(kind: str, document: dict[str, Any]) -> dict[str, Any]:

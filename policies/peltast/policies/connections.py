@@ -1,4 +1,4 @@
-"""What AuthorizationPolicies say of connections without HTTP that can be neither evaluated nor left out.
+"""What policies say of connections without HTTP that can be neither evaluated nor left out.
 
 An ALLOW rule that looks at requests matches no connection, as in Istio: it allows less, which is safe. A DENY rule that
 does cannot be left out, which would let pass what it is for, and Istio's way, to match by its other fields, denies what
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from peltast.policies.kinds.authorization import Action, AuthorizationPolicySpec, Operation, Rule, Source
+from peltast.policies.kinds.rate_limit import RateLimitPolicySpec
 from peltast.policies.kinds.resource import Model, Resource
 from peltast.policies.problems import Problem
 from peltast.policies.sources.documents import FieldPath
 
-__all__ = ["connection_problems"]
+__all__ = ["connection_problems", "limit_problems"]
 
 _OF_REQUESTS = {
     Operation: ("hosts", "not_hosts", "methods", "not_methods", "paths", "not_paths"),
@@ -31,16 +32,34 @@ def connection_problems(
     if policy.spec.action not in (Action.DENY, Action.CUSTOM):
         return
     for index, rule in enumerate(policy.spec.rules):
-        reached = sorted(port for port in ports if any(_reaches(to, rule, port) for to in _alternatives(rule)))
-        if not reached:
+        if not (reached := _reached(rule, ports)):
             continue
-        where = f"port {reached[0]} of {workload}, whose connections carry no HTTP"
+        where = _where(reached, workload)
         if policy.spec.action is Action.CUSTOM:
             allowed = f"Rego policies are asked about HTTP requests: {_REMEDY}"
             yield policy.problem(("spec", "rules", index), f"the rule applies to {where}", allowed)
         for field in _fields_of_requests(rule, reached) if policy.spec.action is Action.DENY else ():
             allowed = f"the field is of HTTP requests, and a DENY rule is not left out: {_REMEDY}"
             yield policy.problem(("spec", "rules", index, *field), f"it is given for {where}", allowed)
+
+
+def limit_problems(policy: Resource[RateLimitPolicySpec], workload: str, ports: Collection[int]) -> Iterator[Problem]:
+    """The same of a RateLimitPolicy."""
+    for place, limit in enumerate(policy.spec.limits):
+        for index, rule in enumerate(limit.rules or [Rule()]):
+            if reached := _reached(rule, ports):
+                at: FieldPath = ("rules", index) if limit.rules else ()
+                given = f"the limit is for {_where(reached, workload)}"
+                allowed = f"HTTP requests are counted: {_REMEDY}"
+                yield policy.problem(("spec", "limits", place, *at), given, allowed)
+
+
+def _reached(rule: Rule, ports: Collection[int]) -> list[int]:
+    return sorted(port for port in ports if any(_reaches(to, rule, port) for to in _alternatives(rule)))
+
+
+def _where(reached: list[int], workload: str) -> str:
+    return f"port {reached[0]} of {workload}, whose connections carry no HTTP"
 
 
 def _alternatives(rule: Rule) -> list[Operation]:

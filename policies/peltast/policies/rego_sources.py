@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -12,14 +12,25 @@ from typing import Any
 from peltast.policies.kinds.bundle import BundleSource, Polling
 from peltast.policies.kinds.rego import RegoPolicySpec, Tier
 from peltast.policies.kinds.resource import Resource
+from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.sources.archive import inner_path, unpack
-from peltast.policies.sources.bundle import Bundle, DataPath, merge, overlap, package_of, path_text, read_bundle
+from peltast.policies.sources.bundle import (
+    Bundle,
+    DataPath,
+    merge,
+    overlap,
+    package_of,
+    path_text,
+    read_bundle,
+    select,
+)
 from peltast.policies.sources.bundle_signature import Verification
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.oci import layer
 
-__all__ = ["MAX_DESCRIPTOR_BYTES", "BundleLocation", "RegoSource", "TierChoice", "bundle_folder", "local_bundle"]
+__all__ = ["BUNDLE", "MAX_DESCRIPTOR_BYTES", "BundleLocation", "RegoSource", "bundle_folder", "local_bundle"]
 
+BUNDLE = "an OPA bundle is expected, see docs/rego.md"
 MAX_DESCRIPTOR_BYTES = 1024 * 1024
 
 
@@ -54,6 +65,8 @@ class RegoSource:
     descriptors: bytes | None = None
     """A FileDescriptorSet by which messages of gRPC are read."""
     choice: TierChoice | None = None
+    read: frozenset[DataPath] | None = None
+    """Where its rules can tell what data is there; none while that is not known, and all of it may be read."""
 
     @property
     def tier(self) -> Tier:
@@ -66,6 +79,10 @@ class RegoSource:
         if self.resource.spec.tier is not None:
             return "it asks for it"
         return self.choice.why if self.choice is not None else "nothing else is chosen"
+
+    def in_tier(self, tier: Tier, why: str) -> RegoSource:
+        """The same in `tier`, as it asks for none."""
+        return replace(self, choice=TierChoice(tier, why))
 
     @property
     def location(self) -> BundleLocation | None:
@@ -109,11 +126,31 @@ class RegoSource:
         merge(self.place, together, {"system": {"bundles": {self.resource.name: {"manifest": manifest}}}})
         return together
 
+    @cached_property
+    def needed_data(self) -> Mapping[str, Any]:
+        """What its rules read of its data. Of a bundle also the revision: another one is another program, on record."""
+        return self.all_data if self.read is None else select(self.all_data, [*self.read, ("system", "bundles")])
+
+    def with_bundle(self, found: Bundle | str) -> RegoSource:
+        """The same with a bundle that was fetched; or with why there is none.
+
+        Raises:
+            InvalidConfiguration: there is none, or it does not go together with what the policy says itself.
+        """
+        complete = replace(self, bundle=found) if isinstance(found, Bundle) else self
+        wrong = found if isinstance(found, str) else complete.conflict()
+        if wrong is not None:
+            given = f"{self.place}: {wrong}"
+            raise InvalidConfiguration([self.resource.problem(("spec", "bundle", "url"), given, BUNDLE)])
+        return complete
+
     @property
-    def content(self) -> list[object]:
-        """All that it is made of, for a hash."""
+    def content(self) -> list[Any]:
+        """What a version of the configuration is computed from; of a bundle's data their digest."""
+        bundle = self.bundle
+        bundled = [] if bundle is None else [bundle.revision, bundle.roots, bundle.data_digest]
         descriptors = [] if self.descriptors is None else [self.descriptors.hex()]
-        return [dict(self.all_modules), dict(self.all_data), *descriptors]
+        return [dict(self.all_modules), dict(self.data), *bundled, *descriptors]
 
     def conflict(self) -> str | None:
         """What of the policy's own the bundle claims for itself; none where they go together."""

@@ -13,15 +13,17 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from peltast.policies.audit_policies import AuditPolicies, token_header_problems
-from peltast.policies.connections import connection_problems
+from peltast.policies.connections import connection_problems, limit_problems
 from peltast.policies.kinds.audit import AuditPolicySpec, Record
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
 from peltast.policies.kinds.peer_authentication import MtlsMode, PeerAuthenticationSpec
+from peltast.policies.kinds.rate_limit import RateLimitPolicySpec
 from peltast.policies.kinds.registry import read_resource
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.request_authentication import RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Resource, Spec
+from peltast.policies.kinds.selection import TargetedSpec
 from peltast.policies.kinds.workload import (
     TCP,
     ServicePort,
@@ -31,11 +33,12 @@ from peltast.policies.kinds.workload import (
 )
 from peltast.policies.peer_authentication import PeerAuthentications
 from peltast.policies.problems import InvalidConfiguration, Problem
+from peltast.policies.rego_library import library_modules
 from peltast.policies.rego_sources import (
+    BUNDLE,
     MAX_DESCRIPTOR_BYTES,
     BundleLocation,
     RegoSource,
-    TierChoice,
     bundle_folder,
     local_bundle,
 )
@@ -49,10 +52,15 @@ __all__ = ["Route", "Snapshot", "Workload", "load"]
 _BUNDLE_DATA = ("data.yaml", "data.yml")
 """What is no resource in a folder that is a bundle."""
 
-_BUNDLE = "an OPA bundle is expected, see docs/rego.md"
-
 S = TypeVar("S", bound=Spec)
-P = TypeVar("P", AuditPolicySpec, AuthorizationPolicySpec, RequestAuthenticationSpec, PeerAuthenticationSpec)
+P = TypeVar(
+    "P",
+    AuditPolicySpec,
+    AuthorizationPolicySpec,
+    RateLimitPolicySpec,
+    RequestAuthenticationSpec,
+    PeerAuthenticationSpec,
+)
 
 
 @dataclass(frozen=True)
@@ -167,17 +175,15 @@ class Snapshot:
             InvalidConfiguration: one was not, or does not go together with what its policy says itself.
         """
         problems: list[Problem] = []
-        rego = {name: _with_bundle(source, fetched, problems) for name, source in self.rego.items()}
+        rego = dict(self.rego)
+        for name, source in self.rego.items():
+            if source.location is not None:
+                try:
+                    rego[name] = source.with_bundle(fetched.get(source.location, "it was not fetched yet"))
+                except InvalidConfiguration as invalid:
+                    problems += invalid.problems
         if problems:
             raise InvalidConfiguration(problems)
-        return replace(self, rego=rego)
-
-    def with_tiers(self, choices: Mapping[str, TierChoice]) -> Snapshot:
-        """The same snapshot with these tiers for Rego policies that ask for none."""
-        rego = {
-            name: replace(source, choice=choices[name]) if name in choices else source
-            for name, source in self.rego.items()
-        }
         return replace(self, rego=rego)
 
     def applying_to(self, workload: Workload, spec: type[P]) -> Iterator[Resource[P]]:
@@ -189,11 +195,11 @@ class Snapshot:
 
     def _is_target(self, resource: Resource[Spec], workload: Workload) -> bool:
         """Whether `workload` is behind a service that the policy is for; true of a policy that is for no services."""
-        if not isinstance(resource.spec, AuthorizationPolicySpec) or not resource.spec.targets:
+        if not isinstance(resource.spec, TargetedSpec) or not resource.spec.targets:
             return True
         return bool(self.target_ports(resource, workload))  # type: ignore[arg-type]
 
-    def target_ports(self, resource: Resource[AuthorizationPolicySpec], workload: Workload) -> list[int]:
+    def target_ports(self, resource: Resource[TargetedSpec], workload: Workload) -> list[int]:
         """The ports at which peers reach `workload` by the services that a policy is for."""
         names = {target.name for _, target in resource.spec.targets}
         if not names:
@@ -234,19 +240,6 @@ def load(files: Files, trust_domain: str, number: int) -> Snapshot:
     return snapshot
 
 
-def _with_bundle(
-    source: RegoSource, fetched: Mapping[BundleLocation, Bundle | str], problems: list[Problem]
-) -> RegoSource:
-    if source.location is None:
-        return source
-    found = fetched.get(source.location, "it was not fetched yet")
-    complete = replace(source, bundle=found) if isinstance(found, Bundle) else source
-    wrong = found if isinstance(found, str) else complete.conflict()
-    if wrong is not None:
-        problems.append(source.resource.problem(("spec", "bundle", "url"), f"{source.place}: {wrong}", _BUNDLE))
-    return complete
-
-
 def mesh_settings(resources: Iterable[Resource[Spec]]) -> MeshConfigSpec:
     """What the one MeshConfig says; the defaults where there is none."""
     specs = (resource.spec for resource in resources if isinstance(resource.spec, MeshConfigSpec))
@@ -260,6 +253,9 @@ def _connection_problems(snapshot: Snapshot) -> list[Problem]:
         ports = [port.target_port for port in workload.ports if port.app_protocol == TCP]
         for policy in snapshot.applying_to(workload, AuthorizationPolicySpec) if ports else ():
             for problem in connection_problems(policy, workload.full_name, ports):
+                first.setdefault((problem.file, problem.line, problem.field), problem)
+        for limits in snapshot.applying_to(workload, RateLimitPolicySpec) if ports else ():
+            for problem in limit_problems(limits, workload.full_name, ports):
                 first.setdefault((problem.file, problem.line, problem.field), problem)
     return list(first.values())
 
@@ -331,6 +327,8 @@ class _Linker:
         data: dict[str, object] = dict(resource.spec.data)
         if resource.spec.module is not None:
             modules[f"RegoPolicy {resource.full_name}"] = resource.spec.module  # no file is called so
+        for name in resource.spec.library:
+            modules[f"Peltast's library/{name}.rego"] = library_modules()[name]
         folder = PurePosixPath(resource.document.file).parent
         for index, file in enumerate(resource.spec.files):
             name = (folder / file).as_posix()
@@ -370,7 +368,7 @@ class _Linker:
         except ValueError as error:
             wrong = str(error)
         if wrong is not None:
-            self.refuse(source.resource, at, f"{getattr(bundle, bundle.field)}: {wrong}", _BUNDLE)
+            self.refuse(source.resource, at, f"{getattr(bundle, bundle.field)}: {wrong}", BUNDLE)
         return source
 
     @staticmethod
@@ -395,8 +393,8 @@ class _Linker:
 
     def check_targets(self) -> None:
         known = self.of(ServiceSpec)
-        for resource in self.of(AuthorizationPolicySpec).values():
-            for at, target in resource.spec.targets:
+        for resource in self.resources:
+            for at, target in resource.spec.targets if isinstance(resource.spec, TargetedSpec) else ():
                 if target.namespace not in ("", resource.namespace):
                     allowed = f"a Service of the policy's namespace, {resource.namespace}, is expected"
                     self.refuse(resource, (*at, "namespace"), f"{target.namespace!r} is given", allowed)

@@ -172,6 +172,19 @@ extern "C" {
     pub(crate) fn envoy_dynamic_module_callback_http_filter_scheduler_commit(scheduler: Handle, event: u64);
     pub(crate) fn envoy_dynamic_module_callback_http_filter_scheduler_delete(scheduler: Handle);
 
+    pub(crate) fn envoy_dynamic_module_callback_http_filter_config_http_callout(
+        config: Handle,
+        callout: *mut u64,
+        cluster: Buffer,
+        headers: *const Header,
+        count: usize,
+        body: Buffer,
+        timeout_ms: u64,
+    ) -> u32;
+    pub(crate) fn envoy_dynamic_module_callback_http_filter_config_scheduler_new(config: Handle) -> Handle;
+    pub(crate) fn envoy_dynamic_module_callback_http_filter_config_scheduler_commit(scheduler: Handle, event: u64);
+    pub(crate) fn envoy_dynamic_module_callback_http_filter_config_scheduler_delete(scheduler: Handle);
+
     pub(crate) fn envoy_dynamic_module_callback_network_filter_is_ssl(connection: Handle) -> bool;
     pub(crate) fn envoy_dynamic_module_callback_network_filter_get_remote_address(
         connection: Handle,

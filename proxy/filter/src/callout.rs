@@ -1,11 +1,14 @@
 //! Asking the check service: a CheckRequest out, a CheckResponse back (`envoy.service.auth.v3`), over HTTP.
 //!
-//! The messages are declared here with the few fields that are used; protobuf passes over the rest.
+//! The answer's messages are declared here with the few fields that are used; protobuf passes over the rest.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::metadata::from_struct;
+use peltast_engine::check_request::{
+    Address, AttributeContext, CheckRequest, HeaderMap, HeaderValue as RawHeader, HttpRequest, Peer, RequestAttributes,
+    SocketAddress, TlsSession, TRUNCATED_KEY,
+};
 use peltast_engine::record::Type;
 use peltast_engine::{
     Attribute, Decision, Effect, Hash, HeaderOperations, Http, Lifetime, Notes, Program, QueryOperations, Reason,
@@ -14,97 +17,10 @@ use peltast_engine::{
 use prost::Message;
 use prost_types::{value::Kind, Struct};
 
+use crate::metadata::from_struct;
+
 /// The key of our own part in a CheckResponse's dynamic metadata.
 const METADATA_KEY: &str = "peltast.dev";
-/// The context extension that says that there is more of the body than the question has.
-const TRUNCATED_KEY: &str = "peltast.dev/truncated-body";
-
-#[derive(Clone, PartialEq, Message)]
-struct CheckRequest {
-    #[prost(message, optional, tag = "1")]
-    attributes: Option<AttributeContext>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AttributeContext {
-    #[prost(message, optional, tag = "1")]
-    source: Option<Endpoint>,
-    #[prost(message, optional, tag = "2")]
-    destination: Option<Endpoint>,
-    #[prost(message, optional, tag = "4")]
-    request: Option<RequestAttributes>,
-    #[prost(map = "string, string", tag = "10")]
-    context_extensions: HashMap<String, String>,
-    #[prost(message, optional, tag = "12")]
-    tls_session: Option<TlsSession>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Endpoint {
-    #[prost(message, optional, tag = "1")]
-    address: Option<Address>,
-    #[prost(string, tag = "4")]
-    principal: String,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Address {
-    #[prost(message, optional, tag = "1")]
-    socket_address: Option<SocketAddress>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct SocketAddress {
-    #[prost(string, tag = "2")]
-    address: String,
-    #[prost(uint32, tag = "3")]
-    port_value: u32,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RequestAttributes {
-    #[prost(message, optional, tag = "2")]
-    http: Option<HttpRequest>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct HttpRequest {
-    #[prost(string, tag = "2")]
-    method: String,
-    #[prost(string, tag = "4")]
-    path: String,
-    #[prost(string, tag = "5")]
-    host: String,
-    #[prost(string, tag = "6")]
-    scheme: String,
-    #[prost(string, tag = "10")]
-    protocol: String,
-    #[prost(bytes = "vec", tag = "12")]
-    raw_body: Vec<u8>,
-    #[prost(message, optional, tag = "13")]
-    header_map: Option<HeaderMap>,
-}
-
-/// Headers one by one and as bytes: in the older `headers`, joined and as text, a value could hide behind another.
-#[derive(Clone, PartialEq, Message)]
-struct HeaderMap {
-    #[prost(message, repeated, tag = "1")]
-    headers: Vec<RawHeader>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct RawHeader {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(bytes = "vec", tag = "3")]
-    raw_value: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct TlsSession {
-    #[prost(string, tag = "1")]
-    sni: String,
-}
 
 #[derive(Clone, PartialEq, Message)]
 struct CheckResponse {
@@ -180,11 +96,11 @@ pub(crate) fn check_request(request: &Request<'_>, destination: &str) -> Vec<u8>
     };
     let cut = request.http.and_then(|http| http.body).is_some_and(|body| !body.is_whole);
     let attributes = AttributeContext {
-        source: Some(Endpoint {
+        source: Some(Peer {
             address: address(connection.source_ip, connection.source_port),
             principal: connection.source_principal.unwrap_or_default().to_owned(),
         }),
-        destination: Some(Endpoint {
+        destination: Some(Peer {
             address: address(connection.destination_ip, connection.destination_port),
             principal: destination.to_owned(),
         }),
@@ -203,7 +119,7 @@ fn http_request(http: &Http<'_>) -> HttpRequest {
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     let mut headers: Vec<RawHeader> = Vec::new();
     http.headers.visit(&mut |name, value| {
-        headers.push(RawHeader { key: text(name), raw_value: value.to_vec() });
+        headers.push(RawHeader { key: text(name), raw_value: value.to_vec(), ..RawHeader::default() });
     });
     HttpRequest {
         method: text(http.method),
@@ -213,6 +129,7 @@ fn http_request(http: &Http<'_>) -> HttpRequest {
         scheme: text(http.scheme),
         protocol: text(http.protocol),
         raw_body: http.body.map_or_else(Vec::new, |body| body.bytes.to_vec()),
+        ..HttpRequest::default()
     }
 }
 
@@ -429,8 +346,7 @@ mod tests {
         let attributes = sent.attributes.expect("attributes");
         let (source, destination) = (attributes.source.expect("source"), attributes.destination.expect("destination"));
         assert_eq!((&*source.principal, &*destination.principal), ("spiffe://td/web", "spiffe://td/api"));
-        let address =
-            |endpoint: Endpoint| endpoint.address.and_then(|address| address.socket_address).expect("address");
+        let address = |endpoint: Peer| endpoint.address.and_then(|address| address.socket_address).expect("address");
         assert_eq!(address(source), SocketAddress { address: "10.0.0.1".to_owned(), port_value: 4000 });
         assert_eq!(address(destination), SocketAddress { address: String::new(), port_value: 15006 });
         assert!(attributes.context_extensions.contains_key(TRUNCATED_KEY));

@@ -41,6 +41,7 @@ fn problem(status: u16, request_id: Option<&[u8]>, policy: Option<&str>) -> Stri
         401 => "Unauthorized",
         403 => "Forbidden",
         413 => "Content Too Large",
+        429 => "Too Many Requests",
         500 => "Internal Server Error",
         503 => "Service Unavailable",
         _ => "Denied",

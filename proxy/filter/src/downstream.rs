@@ -56,6 +56,9 @@ pub(crate) struct Downstream {
     pub(crate) destination: Option<SocketAddr>,
     source: Option<SocketAddr>,
     server_name: Option<Box<str>>,
+    /// `HTTP/1.1`, `HTTP/2`, …: of all its requests, as long as the listener takes none of HTTP/1.0. Empty where it
+    /// carries none.
+    pub(crate) protocol: Box<[u8]>,
 }
 
 impl Downstream {
@@ -75,6 +78,7 @@ impl Downstream {
             source: source.and_then(address),
             destination: stream.attribute(abi::ATTRIBUTE_DESTINATION_ADDRESS).and_then(address),
             server_name: server_name.filter(|name| !name.is_empty()).map(Box::from),
+            protocol: stream.attribute(abi::ATTRIBUTE_REQUEST_PROTOCOL).unwrap_or_default().into(),
         }
     }
 
@@ -90,6 +94,7 @@ impl Downstream {
             source,
             destination: connection.destination(),
             server_name: connection.server_name().and_then(text).map(Box::from),
+            protocol: Box::default(),
         }
     }
 
@@ -171,7 +176,8 @@ mod tests {
     fn downstream(state: &str) -> Downstream {
         let (peer, plaintext) = (Peer::parse(state), state == PLAINTEXT);
         let destination = Some(TAKES_PLAINTEXT);
-        Downstream { peer, plaintext, source_address: None, destination, source: None, server_name: None }
+        let protocol = Box::default();
+        Downstream { peer, plaintext, source_address: None, destination, source: None, server_name: None, protocol }
     }
 
     #[test]

@@ -9,6 +9,7 @@ use peltast_engine::Reason;
 use crate::abi::{self, Buffer, Handle, Header};
 use crate::access_log::Logger;
 use crate::again;
+use crate::borrow;
 use crate::config::FilterConfig;
 use crate::denial::deny;
 use crate::envoy::{self, warn, LogEntry, Stream};
@@ -151,14 +152,22 @@ extern "C" fn envoy_dynamic_module_on_program_init() -> *const c_char {
 
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
-    _config: Handle,
+    host: Handle,
     name: Buffer,
     config: Buffer,
 ) -> *const c_void {
     // SAFETY: Envoy's bytes, during this call.
     let (name, config) = unsafe { (name.bytes(), config.bytes()) };
     match guarded(|| FilterConfig::load(name, config), || Err("the module panicked".to_owned())) {
-        Ok(config) => Box::into_raw(Box::new(config)).cast(),
+        Ok(loaded) => {
+            let asks = matches!(loaded, FilterConfig::Program(_));
+            let config = Box::into_raw(Box::new(loaded)).cast();
+            if asks {
+                // SAFETY: Envoy's handle, in this very hook.
+                guarded(|| unsafe { borrow::begin(host, config) }, || warn("peltast: nothing can be borrowed"));
+            }
+            config
+        }
         Err(error) => {
             warn(&format!("peltast: configuration refused: {error}"));
             std::ptr::null()
@@ -168,8 +177,12 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_new(
 
 #[no_mangle]
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_config_destroy(config: *mut c_void) {
-    // SAFETY: made by `config_new`, destroyed once.
-    guarded(|| drop(unsafe { Box::from_raw(config.cast::<FilterConfig>()) }), || {});
+    let destroy = || {
+        borrow::end(config);
+        // SAFETY: made by `config_new`, destroyed once.
+        drop(unsafe { Box::from_raw(config.cast::<FilterConfig>()) });
+    };
+    guarded(destroy, || {});
 }
 
 #[no_mangle]
@@ -298,7 +311,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
 ) {
     let hook = |state: &mut StreamState, stream: &mut Stream| {
         // SAFETY: Envoy's arrays, during this call.
-        let answer = unsafe { callout_answer(result, array(headers, headers_count), array(body, body_count)) };
+        let answer = unsafe { callout_answer("check", result, array(headers, headers_count), array(body, body_count)) };
         state.on_callout_done(stream, callout, answer)
     };
     if envoy::is_calling_out() {
@@ -312,7 +325,7 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_http_callout_done(
 
 /// # Safety
 /// `items` must hold `count` items for as long as the slice is used, or be null.
-unsafe fn array<'a, T>(items: *const T, count: usize) -> &'a [T] {
+pub(crate) unsafe fn array<'a, T>(items: *const T, count: usize) -> &'a [T] {
     if items.is_null() || count == 0 {
         return &[];
     }
@@ -325,7 +338,12 @@ unsafe fn array<'a, T>(items: *const T, count: usize) -> &'a [T] {
 ///
 /// # Safety
 /// The buffers must be readable.
-unsafe fn callout_answer(result: u32, headers: &[Header], body: &[Buffer]) -> Result<Vec<u8>, String> {
+pub(crate) unsafe fn callout_answer(
+    service: &str,
+    result: u32,
+    headers: &[Header],
+    body: &[Buffer],
+) -> Result<Vec<u8>, String> {
     // SAFETY: the caller vouches.
     let status =
         unsafe { headers.iter().find(|header| header.name.bytes() == b":status").map(|header| header.value.bytes()) };
@@ -336,9 +354,9 @@ unsafe fn callout_answer(result: u32, headers: &[Header], body: &[Buffer]) -> Re
             Ok(parts.concat())
         }
         (abi::CALLOUT_SUCCESS, Some(status)) => {
-            Err(format!("the check service answered with status {}", String::from_utf8_lossy(status)))
+            Err(format!("the {service} service answered with status {}", String::from_utf8_lossy(status)))
         }
-        _ => Err(format!("the check service's answer broke off: Envoy's result {result}")),
+        _ => Err(format!("the {service} service's answer broke off: Envoy's result {result}")),
     }
 }
 
@@ -439,7 +457,7 @@ mod tests {
         ];
         for (what, result, headers, wanted) in table {
             // SAFETY: all of it lives here.
-            let got = unsafe { callout_answer(result, headers, &parts) };
+            let got = unsafe { callout_answer("check", result, headers, &parts) };
             match (got, wanted) {
                 (Ok(body), wanted) => assert_eq!(Ok(&body[..]), wanted, "{what}"),
                 (Err(error), Err(part)) => assert!(error.contains(part), "{what}: {error}"),

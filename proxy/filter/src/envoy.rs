@@ -27,7 +27,36 @@ pub(crate) fn found(get: impl FnOnce(*mut Buffer) -> bool) -> Option<Buffer> {
 pub(crate) struct Stream {
     handle: Handle,
     /// The request's headers, once one was asked for: each call to Envoy costs more than a look through all of them.
-    headers: OnceCell<Vec<Header>>,
+    headers: OnceCell<RequestHeaders>,
+}
+
+/// The headers that every request is asked for, most of them more than once.
+const COMMON: [&str; 6] = [":method", ":authority", ":path", ":scheme", "x-request-id", "traceparent"];
+
+/// All headers of a request, with pseudo-headers, in Envoy's order.
+struct RequestHeaders {
+    all: Vec<Header>,
+    /// The first value of each of [`COMMON`].
+    common: [Option<Buffer>; COMMON.len()],
+}
+
+impl RequestHeaders {
+    fn of(all: Vec<Header>) -> Self {
+        let mut common = [None; COMMON.len()];
+        for header in &all {
+            // SAFETY: Envoy's bytes, which were read just now.
+            if let Some(place) = place(unsafe { header.name.bytes() }) {
+                common[place].get_or_insert(header.value);
+            }
+        }
+        Self { all, common }
+    }
+}
+
+/// Where `name` is among [`COMMON`]. Inlined: of a name that is written in the code it costs nothing.
+#[inline(always)]
+fn place(name: &[u8]) -> Option<usize> {
+    COMMON.iter().position(|common| common.as_bytes() == name)
 }
 
 impl Stream {
@@ -38,16 +67,24 @@ impl Stream {
     }
 
     /// The first value of a request header.
-    #[inline(never)] // as record::Fields::bytes
+    #[inline(always)] // see `place`
     pub(crate) fn header(&self, name: &str) -> Option<&[u8]> {
-        self.headers().find(|(key, _)| *key == name.as_bytes()).map(|(_, value)| value)
+        match place(name.as_bytes()) {
+            // SAFETY: the bytes live until a setter, which takes `&mut self`.
+            Some(place) => self.read().common[place].map(|value| unsafe { value.bytes() }),
+            None => self.headers().find(|(key, _)| *key == name.as_bytes()).map(|(_, value)| value),
+        }
     }
 
     /// All request headers, with pseudo-headers, in Envoy's order.
     fn headers(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        let headers = self.headers.get_or_init(|| self.read_headers());
         // SAFETY: the bytes live until a setter, which takes `&mut self`.
-        headers.iter().map(|header| unsafe { (header.name.bytes(), header.value.bytes()) })
+        self.read().all.iter().map(|header| unsafe { (header.name.bytes(), header.value.bytes()) })
+    }
+
+    #[inline]
+    fn read(&self) -> &RequestHeaders {
+        self.headers.get_or_init(|| RequestHeaders::of(self.read_headers()))
     }
 
     fn read_headers(&self) -> Vec<Header> {
@@ -228,7 +265,7 @@ pub(crate) fn is_calling_out() -> bool {
     CALLING_OUT.get()
 }
 
-fn as_headers(headers: &[(&str, &str)]) -> Vec<Header> {
+pub(crate) fn as_headers(headers: &[(&str, &str)]) -> Vec<Header> {
     let header = |(name, value): &(&str, &str)| Header {
         name: Buffer::of(name.as_bytes()),
         value: Buffer::of(value.as_bytes()),

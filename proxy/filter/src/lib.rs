@@ -12,6 +12,7 @@ mod abi;
 mod access_log;
 mod again;
 mod body;
+mod borrow;
 mod callout;
 mod config;
 mod connection;
@@ -27,6 +28,7 @@ mod outcome;
 #[cfg(feature = "panic-for-tests")]
 mod panic_for_tests;
 mod process;
+mod quota;
 mod received;
 mod stream;
 mod summary;

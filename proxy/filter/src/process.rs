@@ -1,6 +1,7 @@
 //! The spool of the process itself, and the thread that writes it: that the process lives and where its spools stand,
 //! what workers have counted, what was let through without a record, and that all of them are closed. The thread also brings records to the disk,
-//! where an AuditPolicy wants that: it waits for disks, and nobody waits for it.
+//! where an AuditPolicy wants that: it waits for disks, and nobody waits for it. And it looks which borrowed tokens are to
+//! go back.
 
 use std::io;
 use std::sync::{Arc, Mutex, Once, PoisonError};
@@ -10,8 +11,10 @@ use std::time::{Duration, Instant};
 use peltast_engine::record::{Field, Kind};
 use peltast_engine::spool::{self, Spool};
 
+use crate::borrow;
 use crate::config::{spool_root, sync_interval, SpoolRoot};
 use crate::envoy::warn;
+use crate::quota::{self, quotas};
 use crate::summary;
 use crate::worker::Now;
 
@@ -77,6 +80,8 @@ fn run() {
             beat = Instant::now();
         }
         tell(write(root, due), "record");
+        quotas().tick(quota::now());
+        borrow::ring();
         let interval = sync_interval();
         if interval.is_some_and(|interval| synced.elapsed() >= interval) {
             synced = Instant::now();

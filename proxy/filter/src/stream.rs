@@ -5,14 +5,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use peltast_engine::path::Normalization;
+use peltast_engine::quota::{Admission, Standing};
 use peltast_engine::record::{Field, Fields, Kind};
 use peltast_engine::recording::{Recorder, Recording};
 use peltast_engine::{
     Answer, Decision, Effect, Headers, Http, Program, QueryOperations, Question, Reason, Request, Token, Told, Verdict,
 };
 
-use crate::abi;
 use crate::body::RequestBody;
+use crate::borrow;
 use crate::callout;
 use crate::config::{can_hash, generation, hasher, trusted, Trusted, Workload};
 use crate::downstream::Downstream;
@@ -20,6 +21,7 @@ use crate::envoy::Stream;
 use crate::live::Validity;
 use crate::metadata::to_struct;
 use crate::outcome::{decided_by, Outcome};
+use crate::quota::{quotas, OfStream};
 use crate::received::{Changed, Edited, Received};
 use crate::summary::Counted;
 use crate::worker::{self, Ended, Now, Worker};
@@ -42,6 +44,8 @@ pub(crate) struct StreamState {
     /// Whether it was let through without one, for want of room.
     dropped: bool,
     response_headers: Vec<(String, String)>,
+    /// Boxed: most streams are counted by no limit.
+    counting: Option<Box<Counting>>,
     /// Boxed: few streams ask.
     question: Option<Box<Asked>>,
     /// When its peer's SVID ends, in milliseconds since 1970.
@@ -56,6 +60,14 @@ pub(crate) struct StreamState {
     pub(crate) place: Option<usize>,
     /// Why it was ended after it was let through.
     ended_by: Option<Arc<Decision>>,
+}
+
+/// How far a request has come that limits count.
+enum Counting {
+    /// This decision waits for tokens.
+    Waits(Answer),
+    /// It was let through; the client is told how it stands.
+    Done(Standing),
 }
 
 struct Asked {
@@ -87,7 +99,7 @@ pub(crate) enum Next {
 enum Step {
     /// It is decided and recorded.
     Concluded(Answer),
-    /// It waits for the check service or for another stream's answer.
+    /// It waits for the check service, for another stream's answer, or for tokens.
     Waiting,
     /// So many bytes of its body must come first.
     Reading(usize),
@@ -104,6 +116,7 @@ impl StreamState {
             counted: None,
             dropped: false,
             response_headers: Vec::new(),
+            counting: None,
             question: None,
             peer_ends_ms: 0,
             token_ends_ms: u64::MAX,
@@ -157,6 +170,10 @@ impl StreamState {
         for (name, value) in self.response_headers.drain(..) {
             stream.add_response_header(&name, &value);
         }
+        if let Some(Counting::Done(standing)) = self.counting.take().map(|counting| *counting) {
+            stream.add_response_header(Standing::POLICY, &standing.policy);
+            stream.add_response_header(Standing::LIMIT, &standing.limit);
+        }
     }
 
     /// Takes the check service's answer.
@@ -174,18 +191,24 @@ impl StreamState {
         if self.place.is_some() {
             return self.uphold(stream, decision);
         }
-        let answer = self.conclude(stream, decision, asked.question);
-        self.carry_out(stream, &answer)
+        let step = self.conclude(stream, Answer { decision, cached: false, token: asked.question.token });
+        self.next(stream, step)
     }
 
-    /// Another stream's answer has come, or its stream has gone: decides again.
+    /// Tokens have come, and it is counted again. Or another stream's answer has come, or its stream has gone: decides
+    /// again.
     pub(crate) fn on_scheduled(&mut self, stream: &mut Stream) -> Next {
         self.question = None;
         if self.place.is_some() {
             return self.decide_again(stream, false);
         }
-        self.renew();
-        let step = self.decide(stream, false);
+        let step = match self.counting.take().map(|counting| *counting) {
+            Some(Counting::Waits(answer)) if self.generation == generation() => self.conclude(stream, answer),
+            _ => {
+                self.renew();
+                self.decide(stream, false)
+            }
+        };
         self.next(stream, step)
     }
 
@@ -316,13 +339,15 @@ impl StreamState {
         });
         match verdict {
             Verdict::AwaitBody(limit) => Step::Reading(limit),
-            Verdict::Decided(answer) => Step::Concluded(self.record(stream, answer, &downstream, &trusted, now)),
+            Verdict::Decided(answer) => self.count(stream, answer, &downstream, &trusted, now),
             Verdict::Ask(question) => match ask(stream, question, &request, &self.program, may_wait) {
                 Ok(asked) => {
                     self.question = Some(asked);
                     Step::Waiting
                 }
-                Err((asked, decision)) => Step::Concluded(self.conclude(stream, decision, asked.question)),
+                Err((asked, decision)) => {
+                    self.conclude(stream, Answer { decision, cached: false, token: asked.question.token })
+                }
             },
         }
     }
@@ -334,15 +359,34 @@ impl StreamState {
         }
     }
 
-    /// Records a decision that did not come of the engine at once.
-    fn conclude(&mut self, stream: &Stream, decision: Arc<Decision>, question: Question) -> Answer {
+    /// Counts and records a decision that did not come of the engine at once.
+    fn conclude(&mut self, stream: &Stream, answer: Answer) -> Step {
         let now = Now::read();
-        let answer = Answer { decision, cached: false, token: question.token };
         let downstream = downstream(stream);
         match (downstream.check(&self.program, now.ms()), self.trusted()) {
-            (Ok(()), Some(trusted)) => self.record(stream, answer, &downstream, &trusted, now),
-            (Err(reason), _) => self.refuse(stream, reason, &downstream, now),
-            (_, None) => self.refuse(stream, Reason::NotReady, &downstream, now),
+            (Ok(()), Some(trusted)) => self.count(stream, answer, &downstream, &trusted, now),
+            (Err(reason), _) => Step::Concluded(self.refuse(stream, reason, &downstream, now)),
+            (_, None) => Step::Concluded(self.refuse(stream, Reason::NotReady, &downstream, now)),
+        }
+    }
+
+    /// Has the request counted by what limits there are, if it is allowed; then records its decision.
+    fn count(&mut self, stream: &Stream, answer: Answer, downstream: &Downstream, trusted: &Trusted, now: Now) -> Step {
+        if !self.program.has_limits() {
+            return Step::Concluded(self.record(stream, answer, downstream, trusted, now));
+        }
+        let request = request(stream, stream, downstream, &self.body);
+        let admission = quotas().admit(&self.program, &request, answer, &OfStream(stream));
+        borrow::ring();
+        match admission {
+            Admission::Decided(answer, standing) => {
+                self.counting = standing.map(|standing| Box::new(Counting::Done(standing)));
+                Step::Concluded(self.record(stream, answer, downstream, trusted, now))
+            }
+            Admission::Waiting(answer) => {
+                self.counting = Some(Box::new(Counting::Waits(answer)));
+                Step::Waiting
+            }
         }
     }
 
@@ -571,7 +615,7 @@ fn request<'a>(
             host: stream.header(":authority").unwrap_or_default(),
             path: stream.header(":path").unwrap_or_default(),
             scheme: stream.header(":scheme").unwrap_or_default(),
-            protocol: stream.attribute(abi::ATTRIBUTE_REQUEST_PROTOCOL).unwrap_or_default(),
+            protocol: &downstream.protocol,
             headers,
             body: body.as_body(),
             told: Told::All,

@@ -3,7 +3,6 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use peltast_engine::record::{Fields, Kind};
 use peltast_engine::spool::Spool;
@@ -32,8 +31,10 @@ pub(crate) struct Now {
 
 impl Now {
     pub(crate) fn read() -> Self {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { nanoseconds: since.as_nanos() as u64 }
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: it fills the structure; this clock is always there.
+        unsafe { libc::clock_gettime(libc::CLOCK_REALTIME, &mut time) };
+        Self { nanoseconds: time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64 }
     }
 
     #[cfg(test)]

@@ -6,7 +6,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use regorus::Value;
 
-use super::refused;
+use super::{load_error, refused};
 use crate::document::Tier;
 use crate::RegoQuery;
 
@@ -21,6 +21,22 @@ fn query_error(error: impl Into<crate::QueryError>) -> PyErr {
     }
 }
 
+fn tier(name: &str) -> PyResult<Tier> {
+    match name {
+        "sidecar" => Ok(Tier::Sidecar),
+        "check" => Ok(Tier::Check),
+        other => Err(refused(format!("there is no tier {other:?}; sidecar and check are"))),
+    }
+}
+
+/// The paths below `data` at which modules, by file name, can tell what data is there.
+#[pyfunction]
+pub(super) fn data_read(tier: &str, modules: BTreeMap<String, String>) -> PyResult<Vec<Vec<String>>> {
+    let read = crate::data_read(self::tier(tier)?, modules);
+    let read = read.map_err(|error| load_error(&crate::LoadError::Rego { policy: "".into(), error }))?;
+    Ok(read.into_iter().collect())
+}
+
 #[pyclass(name = "RegoQuery", frozen)]
 pub(super) struct PyRegoQuery(RegoQuery);
 
@@ -30,12 +46,7 @@ impl PyRegoQuery {
     #[staticmethod]
     #[pyo3(signature = (tier, modules, data="{}", *, strict=false))]
     fn load(tier: Option<&str>, modules: BTreeMap<String, String>, data: &str, strict: bool) -> PyResult<Self> {
-        let tier = match tier {
-            None => None,
-            Some("sidecar") => Some(Tier::Sidecar),
-            Some("check") => Some(Tier::Check),
-            Some(other) => return Err(refused(format!("there is no tier {other:?}; sidecar and check are"))),
-        };
+        let tier = tier.map(self::tier).transpose()?;
         let data = serde_json::from_str(data).map_err(refused)?;
         RegoQuery::load(tier, modules, data, strict).map(Self).map_err(query_error)
     }

@@ -172,7 +172,7 @@ fn admit_in_sidecar(name: &str, arguments: &[ExprRef]) -> Result<(), Refusal> {
 }
 
 /// `%s`, `%d`, `%v` and `%%`: no widths, which would let a short format write much.
-fn has_plain_verbs(format: &str) -> bool {
+pub(super) fn has_plain_verbs(format: &str) -> bool {
     let mut rest = format.chars();
     while let Some(character) = rest.next() {
         if character == '%' && !matches!(rest.next(), Some('s' | 'd' | 'v' | '%')) {

@@ -5,19 +5,17 @@
 //! inside a built-in, overflows the stack on recursion, and parses nested literals in exponential time: what its
 //! limits do not bound must be refused here.
 
+mod shape;
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use regorus::unstable::{Expr, Module, Rule, RuleHead};
+use regorus::unstable::{Expr, ExprRef, Module, Rule, RuleHead};
 
 use super::builtins::{admit, Refusal};
 use super::extensions;
-use super::syntax::{join, package, reference, walk, Node, Reference};
+use super::syntax::{join, package, reference, rule_name, variables, walk, Node, Reference};
 use crate::document::Tier;
 
-/// Longest module, in bytes.
-pub(super) const MAX_MODULE_BYTES: usize = 256 * 1024;
-/// Deepest nesting of brackets; each level doubles the parser's work.
-const MAX_BRACKETS: usize = 12;
 /// Deepest nesting of expressions, such as the terms of a long sum.
 const MAX_EXPRESSION_DEPTH: usize = 64;
 /// Longest chain of rules that use each other: each one takes a piece of the worker's stack.
@@ -87,52 +85,12 @@ fn place_in(message: &str) -> Option<(String, u32)> {
     Some((file.to_owned(), line.parse().ok()?))
 }
 
-/// Refuses source that must not reach the parser.
-pub(super) fn check_source(file: &str, source: &str) -> Result<(), RegoError> {
-    let refuse = |line, reason: String| Err(RegoError::NotAdmitted { file: file.to_owned(), line, reason });
-    if source.len() > MAX_MODULE_BYTES {
-        return refuse(1, format!("a module has {} bytes; at most {MAX_MODULE_BYTES} are allowed", source.len()));
-    }
-    match deepest_brackets(source) {
-        (depth, line) if depth > MAX_BRACKETS => {
-            refuse(line, format!("brackets are nested {depth} deep; at most {MAX_BRACKETS} levels are allowed"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// How deep brackets are nested outside strings and comments, and the line of the deepest.
-fn deepest_brackets(source: &str) -> (usize, u32) {
-    let (mut depth, mut deepest, mut line) = (0_usize, (0, 1), 1);
-    let mut quote: Option<char> = None;
-    let mut characters = source.chars();
-    while let Some(character) = characters.next() {
-        line += u32::from(character == '\n');
-        match (quote, character) {
-            (Some('"'), '\\') => drop(characters.next()),
-            (Some('#'), '\n') => quote = None,
-            (Some('#'), _) => {}
-            (Some(open), close) if open == close => quote = None,
-            (Some('"'), '\n') => quote = None, // not a string after all; the parser will say so
-            (Some(_), _) => {}
-            (None, '"' | '`' | '#') => quote = Some(character),
-            (None, '(' | '[' | '{') => {
-                depth += 1;
-                if depth > deepest.0 {
-                    deepest = (depth, line);
-                }
-            }
-            (None, ')' | ']' | '}') => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-    }
-    deepest
-}
-
 /// What the check learns of a policy.
 pub(super) struct Findings {
     /// Every constant path that is read below `input`.
     pub(super) input: BTreeSet<Vec<String>>,
+    /// Every constant path that is read below `data`. What a variable chooses is below one of them.
+    pub(super) data: BTreeSet<Vec<String>>,
     /// The path of every rule, from `data.` on.
     pub(super) rules: Vec<String>,
     /// Whether something else than its input determines what it answers.
@@ -144,6 +102,9 @@ pub(super) fn check_modules<M: AsRef<Module>>(tier: Tier, modules: &[M]) -> Resu
     let rules = RuleTable::new(modules);
     let (findings, uses) = inspect(tier, modules, &rules)?;
     check_chains(&uses, &rules)?;
+    if tier == Tier::Sidecar {
+        shape::check_shapes(modules, &rules)?;
+    }
     Ok(findings)
 }
 
@@ -151,8 +112,12 @@ pub(super) fn check_modules<M: AsRef<Module>>(tier: Tier, modules: &[M]) -> Resu
 type Uses = BTreeMap<String, BTreeSet<String>>;
 
 fn inspect<M: AsRef<Module>>(tier: Tier, modules: &[M], rules: &RuleTable) -> Result<(Findings, Uses), RegoError> {
-    let mut findings =
-        Findings { input: BTreeSet::new(), rules: rules.places.keys().cloned().collect(), volatile: false };
+    let mut findings = Findings {
+        input: BTreeSet::new(),
+        data: BTreeSet::new(),
+        rules: rules.places.keys().cloned().collect(),
+        volatile: false,
+    };
     let mut uses = Uses::new();
     for module in modules {
         let scope = Scope::new(tier, module.as_ref(), rules)?;
@@ -222,22 +187,18 @@ fn is_prefix(prefix: &str, path: &str) -> bool {
     path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
 }
 
-fn rule_name(rule: &Rule) -> String {
-    let head = match rule {
-        Rule::Default { refr, .. } => refr,
-        Rule::Spec { head, .. } => match head {
-            RuleHead::Compr { refr, .. } | RuleHead::Set { refr, .. } | RuleHead::Func { refr, .. } => refr,
-        },
-    };
-    reference(head.as_ref()).map_or_else(String::new, |head| head.root)
-}
-
 fn function_name(rule: &Rule) -> Option<Reference> {
     match rule {
         Rule::Spec { head: RuleHead::Func { refr, .. }, .. } => reference(refr.as_ref()),
         Rule::Default { refr, args, .. } if !args.is_empty() => reference(refr.as_ref()),
         _ => None,
     }
+}
+
+/// A variable that stands in `arguments` more than once.
+fn given_twice(arguments: &[ExprRef]) -> Option<&str> {
+    let mut seen = BTreeSet::new();
+    variables(arguments).into_iter().find(|name| *name != "_" && !seen.insert(*name))
 }
 
 fn place(rule: &Rule) -> (String, u32) {
@@ -289,14 +250,23 @@ impl<'r> Scope<'r> {
         join(&self.package, [&rule_name(rule)])
     }
 
-    /// The interpreter loses some values of sets whose place has a variable in it.
+    /// The interpreter loses some values of sets whose place has a variable in it, and lets a function whose arguments
+    /// have one name be called with different ones.
     fn check_head(&self, rule: &Rule) -> Result<(), RegoError> {
-        let Rule::Spec { head: RuleHead::Set { refr, span, .. }, .. } = rule else { return Ok(()) };
-        if self.tier == Tier::Sidecar && reference(refr.as_ref()).is_none_or(|head| head.dynamic) {
-            let reason = "a rule with `contains` must have a constant name in the sidecar tier".to_owned();
-            return Err(RegoError::NotAdmitted { file: span.source.get_path().clone(), line: span.line, reason });
-        }
-        Ok(())
+        let Rule::Spec { head, .. } = rule else { return Ok(()) };
+        let (span, reason) = match head {
+            RuleHead::Set { refr, span, .. }
+                if self.tier == Tier::Sidecar && reference(refr.as_ref()).is_none_or(|head| head.dynamic) =>
+            {
+                (span, "a rule with `contains` must have a constant name in the sidecar tier".to_owned())
+            }
+            RuleHead::Func { span, args, .. } => match given_twice(args) {
+                Some(name) => (span, format!("{name} names two arguments; name them apart and compare them with ==")),
+                None => return Ok(()),
+            },
+            _ => return Ok(()),
+        };
+        Err(RegoError::NotAdmitted { file: span.source.get_path().clone(), line: span.line, reason })
     }
 
     fn check(
@@ -313,10 +283,10 @@ impl<'r> Scope<'r> {
         };
         let expression = match node {
             Node::Expr(expression) => expression,
-            Node::Not(negated @ (Expr::Set { .. } | Expr::SetCompr { .. } | Expr::Object { .. })) => {
+            Node::Not(negated @ (Expr::Set { .. } | Expr::SetCompr { .. } | Expr::Object { .. }), _) => {
                 return refuse(Some(negated), "`not {…}` is not known here: name what is in the braces".to_owned());
             }
-            Node::Not(_) => return Ok(()),
+            Node::Not(..) => return Ok(()),
             Node::With if self.tier == Tier::Check => return Ok(()),
             Node::With => {
                 return refuse(None, "`with` replaces what a decision rests on; it is for tests only".to_owned());
@@ -359,6 +329,7 @@ impl<'r> Scope<'r> {
         match path.split_first() {
             Some((root, rest)) if root == "input" => drop(findings.input.insert(rest.to_vec())),
             Some((root, rest)) if root == "data" => {
+                findings.data.insert(rest.to_vec());
                 uses.extend(self.rules.read_by(&join(root, rest)).cloned());
             }
             _ => {}

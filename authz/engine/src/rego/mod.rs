@@ -11,6 +11,7 @@ mod multipart;
 mod query;
 mod result;
 mod rewrite;
+mod source;
 mod syntax;
 mod timer;
 
@@ -75,7 +76,6 @@ impl Rego {
         let (mut engine, findings) = prepare(policy.tier, policy.modules, policy.data, false)?;
         let limit = Duration::from_millis(u64::from(policy.timeout_ms));
         engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval: STEPS_PER_CLOCK_READ });
-        engine.set_gather_prints(true); // or they go to the process's standard error
         engine.set_input(Value::new_object());
         // An entry point that is missing is an error here; one that the empty input leaves undefined is not.
         if let Err(error) = try_entrypoint(&mut engine, policy.tier, &policy.entrypoint, limit) {
@@ -176,23 +176,44 @@ fn prepare(
     data: serde_json::Value,
     strict: bool,
 ) -> Result<(Engine, Findings), RegoError> {
-    let mut engine = Engine::new();
-    engine.set_policy_length_config(limits());
-    extensions::register(&mut engine, tier, strict);
-    for (file, source) in modules {
-        check::check_source(&file, &source)?;
-        let source = rewrite::without_output_arguments(tier, &file, source);
-        engine.add_policy(file, source).map_err(|error| RegoError::Syntax(error.to_string()))?;
-    }
-    let findings = check::check_modules(tier, engine.get_modules())?;
+    let (mut engine, findings) = read_modules(tier, modules, strict)?;
     check::check_data(&data, &findings.rules)?;
     engine.add_data(data.into()).map_err(|error| RegoError::Data(error.to_string()))?;
     Ok((engine, findings))
 }
 
+/// The paths below `data` that modules read, and those of their rules, where no data may be.
+///
+/// # Errors
+/// The modules are refused. Nothing is evaluated.
+pub fn data_read(tier: Tier, modules: BTreeMap<String, String>) -> Result<BTreeSet<Vec<String>>, RegoError> {
+    let findings = read_modules(tier, modules, false)?.1;
+    let rules = findings.rules.iter().map(|rule| rule.split('.').skip(1).map(str::to_owned).collect());
+    Ok(findings.data.into_iter().chain(rules).collect())
+}
+
+fn read_modules(tier: Tier, modules: BTreeMap<String, String>, strict: bool) -> Result<(Engine, Findings), RegoError> {
+    let mut engine = Engine::new();
+    engine.set_policy_length_config(limits());
+    engine.set_gather_prints(true); // or they go to the process's standard error
+    extensions::register(&mut engine, tier, strict);
+    for (file, source) in &modules {
+        source::check_source(file, source)?;
+    }
+    let parsed: Vec<_> =
+        modules.iter().filter_map(|(file, source)| rewrite::parse(file, source)).map(Box::new).collect();
+    let names = rewrite::names(&parsed);
+    for (file, source) in modules {
+        let source = rewrite::as_opa_reads_it(tier, &file, source, &names);
+        engine.add_policy(file, source).map_err(|error| RegoError::Syntax(error.to_string()))?;
+    }
+    let findings = check::check_modules(tier, engine.get_modules())?;
+    Ok((engine, findings))
+}
+
 /// A line may be as long as its module: keys and tokens are long.
 fn limits() -> PolicyLengthConfig {
-    let max_col = NonZeroU32::new(check::MAX_MODULE_BYTES as u32).unwrap_or(NonZeroU32::MAX);
+    let max_col = NonZeroU32::new(source::MAX_MODULE_BYTES as u32).unwrap_or(NonZeroU32::MAX);
     PolicyLengthConfig { max_col, ..PolicyLengthConfig::default() }
 }
 

@@ -1,10 +1,10 @@
 //! Any query of a policy, in either tier: what conformance with OPA is measured by, with `prepare` as policies have it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use regorus::{Engine, Value};
 
-use super::{check, prepare, rewrite, RegoError};
+use super::{check, prepare, rewrite, source, RegoError};
 use crate::document::Tier;
 
 /// What makes a module of a query, so that it is checked like one.
@@ -16,6 +16,7 @@ pub struct RegoQuery {
     engine: Engine,
     /// None for the interpreter by itself.
     tier: Option<Tier>,
+    names: BTreeSet<String>,
 }
 
 /// Why a query has no answer.
@@ -46,7 +47,8 @@ impl RegoQuery {
             None => bare(modules, data)?,
         };
         engine.set_strict_builtin_errors(strict);
-        Ok(Self { engine, tier })
+        let names = rewrite::names(engine.get_modules());
+        Ok(Self { engine, tier, names })
     }
 
     /// The value of a term, for an input that JSON cannot write.
@@ -69,7 +71,7 @@ impl RegoQuery {
     pub fn evaluate(&self, query: &str, input: Option<Value>) -> Result<String, QueryError> {
         let mut module = format!("{HEAD}{query}{TAIL}");
         if let Some(tier) = self.tier {
-            module = rewrite::without_output_arguments(tier, "query", module);
+            module = rewrite::as_opa_reads_it(tier, "query", module, &self.names);
             self.check(tier, &module)?;
         }
         let query = &module[HEAD.len()..module.len() - TAIL.len()];
@@ -86,7 +88,7 @@ impl RegoQuery {
     }
 
     fn check(&self, tier: Tier, module: &str) -> Result<(), RegoError> {
-        check::check_source("query", module)?;
+        source::check_source("query", module)?;
         let mut engine = self.engine.clone();
         let added = engine.add_policy("query".to_owned(), module.to_owned());
         added.map_err(|error| RegoError::Syntax(error.to_string()))?;

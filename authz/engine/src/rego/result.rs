@@ -23,6 +23,16 @@ pub(crate) struct Ruling {
     pub(crate) body: Option<String>,
 }
 
+/// A value for people: what it is made of may be too much to be written.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Array(_) => "an array".to_owned(),
+        Value::Set(_) => "a set".to_owned(),
+        Value::Object(_) => "an object".to_owned(),
+        scalar => scalar.to_string(),
+    }
+}
+
 /// Reads a result as the OPA-Envoy plugin does: a boolean, or an object with `allowed`; undefined denies.
 pub(super) fn read_result(result: &Value) -> Result<Ruling, String> {
     let plain = |allowed| Ruling { allowed, ..Ruling::default() };
@@ -30,7 +40,7 @@ pub(super) fn read_result(result: &Value) -> Result<Ruling, String> {
         Value::Undefined => Ok(plain(false)),
         Value::Bool(allowed) => Ok(plain(*allowed)),
         Value::Object(_) => read_object(result),
-        other => Err(format!("the result is {other}; a boolean or an object with `allowed` is expected")),
+        other => Err(format!("the result is {}; a boolean or an object with `allowed` is expected", shown(other))),
     }
 }
 
@@ -69,7 +79,9 @@ fn query_operations(result: &Value) -> Result<QueryOperations, String> {
             };
             lists.into_iter().map(named).collect::<Result<Vec<Vec<_>>, String>>()?.concat()
         }
-        other => return Err(format!("`query_parameters_to_set` is {other}; an object of strings is expected")),
+        other => {
+            return Err(format!("`query_parameters_to_set` is {}; an object of strings is expected", shown(other)))
+        }
     };
     let remove = strings(&result["query_parameters_to_remove"])?.into_iter().map(|name| parameter(name, b"="));
     Ok(QueryOperations { set: pairs, remove: remove.collect::<Result<_, _>>()? })
@@ -93,8 +105,8 @@ fn metadata(value: &Value) -> Result<Option<Metadata>, String> {
     if json.len() > MAX_METADATA_BYTES {
         return Err(format!("`dynamic_metadata` has {} bytes; at most {MAX_METADATA_BYTES} are allowed", json.len()));
     }
-    let metadata: Metadata =
-        serde_json::from_str(&json).map_err(|_| format!("`dynamic_metadata` is {value}; an object is expected"))?;
+    let metadata: Metadata = serde_json::from_str(&json)
+        .map_err(|_| format!("`dynamic_metadata` is {}; an object is expected", shown(value)))?;
     if metadata.contains_key(OWN_METADATA) {
         return Err(format!("`dynamic_metadata` has {OWN_METADATA:?}, which is not for policies"));
     }
@@ -106,7 +118,7 @@ fn status(value: &Value) -> Result<Option<u16>, String> {
         Value::Undefined => Ok(None),
         value => match value.as_u16() {
             Ok(status @ 200..=599) => Ok(Some(status)),
-            _ => Err(format!("`http_status` is {value}; 200 to 599 is expected")),
+            _ => Err(format!("`http_status` is {}; 200 to 599 is expected", shown(value))),
         },
     }
 }
@@ -130,7 +142,7 @@ fn headers(value: &Value) -> Result<Vec<(String, String)>, String> {
                 }
             }
         }
-        other => return Err(format!("headers are {other}; an object of strings is expected")),
+        other => return Err(format!("headers are {}; an object of strings is expected", shown(other))),
     }
     Ok(pairs)
 }
@@ -139,7 +151,7 @@ fn strings(value: &Value) -> Result<Vec<String>, String> {
     match value {
         Value::Undefined => Ok(Vec::new()),
         Value::Array(items) => items.iter().map(text).collect(),
-        other => Err(format!("{other} is given where a list of strings is expected")),
+        other => Err(format!("{} is given where a list of strings is expected", shown(other))),
     }
 }
 
@@ -163,7 +175,7 @@ fn header_name(name: String) -> Result<String, String> {
 
 /// A string that may stand in a header: no control characters, which would end it early.
 fn text(value: &Value) -> Result<String, String> {
-    let text = value.as_string().map_err(|_| format!("{value} is given where a string is expected"))?;
+    let text = value.as_string().map_err(|_| format!("{} is given where a string is expected", shown(value)))?;
     if text.chars().any(|character| character.is_control()) {
         return Err("a header holds a control character".to_owned());
     }

@@ -1,12 +1,12 @@
 //! Walking a parsed Rego module without recursion: what is walked may be hostile, and a stack is finite.
 
-use regorus::unstable::{Expr, ExprRef, Literal, Module, Query, Rule, RuleAssign, RuleHead};
+use regorus::unstable::{Expr, ExprRef, Literal, LiteralStmt, Module, Query, Rule, RuleAssign, RuleHead};
 
 /// Something that a rule is made of.
 pub(super) enum Node<'m> {
     Expr(&'m Expr),
-    /// What is behind a `not`.
-    Not(&'m Expr),
+    /// What is behind a `not`, with its statement.
+    Not(&'m Expr, &'m LiteralStmt),
     /// A `with` modifier.
     With,
 }
@@ -29,13 +29,23 @@ pub(super) fn walk<'m, E>(rule: &'m Rule, visit: &mut dyn FnMut(Node<'m>, usize)
                     pending.push(&modifier.r#as, depth);
                 }
                 if let Literal::NotExpr { expr, .. } = &statement.literal {
-                    visit(Node::Not(expr.as_ref()), depth)?;
+                    visit(Node::Not(expr.as_ref(), statement), depth)?;
                 }
                 push_literal(&statement.literal, depth, &mut pending);
             }
         } else {
             return Ok(());
         }
+    }
+}
+
+/// Calls `visit` with every expression of one statement, but not of the bodies within it.
+pub(super) fn walk_literal<'m>(literal: &'m Literal, visit: &mut dyn FnMut(&'m Expr)) {
+    let mut pending = Pending { expressions: Vec::new(), queries: Vec::new() };
+    push_literal(literal, 0, &mut pending);
+    while let Some((expression, depth)) = pending.expressions.pop() {
+        visit(expression);
+        push_children(expression, depth, &mut pending);
     }
 }
 
@@ -155,6 +165,20 @@ fn push_children<'m>(expression: &'m Expr, depth: usize, pending: &mut Pending<'
     }
 }
 
+/// Every variable of `expressions`, as often as it is there.
+pub(super) fn variables(expressions: &[ExprRef]) -> Vec<&str> {
+    let mut pending = Pending { expressions: Vec::new(), queries: Vec::new() };
+    expressions.iter().for_each(|expression| pending.push(expression, 0));
+    let mut found = Vec::new();
+    while let Some((expression, depth)) = pending.expressions.pop() {
+        if let Expr::Var { span, .. } = expression {
+            found.push(span.text());
+        }
+        push_children(expression, depth, &mut pending);
+    }
+    found
+}
+
 /// A reference is visited once, whole: of its parts only the indices and a root that is not a name remain.
 fn push_reference<'m>(mut reference: &'m Expr, depth: usize, pending: &mut Pending<'m>) {
     while let Expr::RefDot { refr, .. } | Expr::RefBrack { refr, .. } = reference {
@@ -213,6 +237,17 @@ pub(super) fn string(expression: &Expr) -> Option<String> {
 pub(super) fn package(module: &Module) -> String {
     let path = reference(module.package.refr.as_ref());
     path.map_or_else(String::new, |path| join("data", std::iter::once(&path.root).chain(&path.path)))
+}
+
+/// The first name of a rule's head.
+pub(super) fn rule_name(rule: &Rule) -> String {
+    let head = match rule {
+        Rule::Default { refr, .. } => refr,
+        Rule::Spec { head, .. } => match head {
+            RuleHead::Compr { refr, .. } | RuleHead::Set { refr, .. } | RuleHead::Func { refr, .. } => refr,
+        },
+    };
+    reference(head.as_ref()).map_or_else(String::new, |head| head.root)
 }
 
 /// `head` and `rest` with dots between them.

@@ -103,6 +103,9 @@ impl TokenRules {
     /// Readies a request with `token` for the application: the token is taken off wherever it stands unless its rule
     /// forwards it, and the headers that only tokens may set are as this one sets them.
     pub(crate) fn edit(&self, token: Option<&Token>, request: &mut impl EditRequest) {
+        if self.rules.is_empty() {
+            return;
+        }
         let claimed = self.claimed_by_caller(request.headers());
         if token.is_some_and(|token| !token.forward) {
             // Headers come last: after a change all headers are read from Envoy anew, and it is there that tokens stand.

@@ -12,8 +12,6 @@ import sys
 import threading
 from typing import BinaryIO
 
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
-
 from peltast.authz.check.frames import Kind, frame, read_frame_blocking
 from peltast.authz.check.service import CheckService
 from peltast.authz.protos.check_pb2 import CheckRevision
@@ -55,7 +53,7 @@ class _Evaluator:
 
     def answer(self, question: bytes, *, sidecar: bool) -> None:
         try:
-            response = self._service.answer(CheckRequest.FromString(question), sidecar=sidecar)
+            response = self._service.answer(question, sidecar=sidecar)
         except (LookupError, ValueError) as error:
             self._write(Kind.NO_ANSWER, str(error).encode())
         else:

@@ -29,6 +29,8 @@ class Kind(IntEnum):
     """A CheckResponse."""
     NO_ANSWER = 7
     """Why there is none, for people."""
+    COUNTS = 8
+    """What was counted since the last such message."""
 
 
 Frame = tuple[Kind, bytes]

@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from http import HTTPStatus
-from typing import Any, cast
+from typing import cast
 
 import httptools
 import structlog
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
-from google.protobuf.message import DecodeError
+from envoy.service.auth.v3.external_auth_pb2 import CheckResponse
 
-from peltast.authz.check.front import CheckFront
+from peltast.authz.check.front import Checked, CheckFront
 from peltast.authz.check.http_form import PATH_PREFIX, Headers, http_answer, http_question
 from peltast.authz.check.service import NotYours, UnknownDestination
 
@@ -32,12 +31,22 @@ MAX_HEADER_BYTES = 96 * 1024
 
 IDLE_SECONDS = 300.0
 
+LINGER_SECONDS = 1.0
+"""How long is read on from who sent what is no request."""
+
+QUIET_SECONDS = 0.2
+"""How long a connection on which nothing is asked may still be used at the end: a request may be on its way."""
+
 log = structlog.get_logger()
 
-CallerOf = Callable[[bytes], object]
-"""The SPIFFE ID in a certificate (DER); raises ValueError where it has none."""
+CallerOf = Callable[[asyncio.BaseTransport], object]
+"""The SPIFFE ID of whoever is at the other end; raises ValueError where it has none."""
 
 Answer = tuple[int, Headers, bytes]
+
+_PHRASES = {int(status): status.phrase for status in HTTPStatus}
+
+_REFUSALS = (NotYours, UnknownDestination, ValueError)
 
 
 class HttpServer:
@@ -48,8 +57,8 @@ class HttpServer:
         self._caller_of = caller_of
         self._connections: set[_Connection] = set()
 
-    async def start(self, host: str, port: int, context: ssl.SSLContext) -> None:
-        """Listens, beside other processes that do; `context` must ask for client certificates."""
+    async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> None:
+        """Listens, beside other processes that do. Whom `context` lets in, `caller_of` must tell."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(self._connection, host, port, ssl=context, reuse_port=True)
 
@@ -77,13 +86,20 @@ class _Connection(asyncio.Protocol):
         self._asked: deque[_Asked] = deque()
         self._answering: asyncio.Task[None] | None = None
         self._idle: asyncio.TimerHandle | None = None
+        self._active_at = 0.0
+        self._is_clogged = False
         self._ends = False
+        self._is_refused = False
         self.lost = asyncio.get_running_loop().create_future()
         """Done once there is no connection any more."""
 
     def drain(self) -> None:
         """Ends it, once what is asked is answered."""
         self._ends = True
+        if self._answering is None:
+            asyncio.get_running_loop().call_later(QUIET_SECONDS, self._end_if_quiet)
+
+    def _end_if_quiet(self) -> None:
         if self._answering is None:
             self._transport.close()
 
@@ -92,13 +108,23 @@ class _Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
         self._others.add(self)
-        tls: ssl.SSLObject = transport.get_extra_info("ssl_object")
         try:
-            self._caller = str(self._caller_of(tls.getpeercert(binary_form=True) or b""))
+            self._caller = str(self._caller_of(transport))
         except ValueError as error:
             log.warning("check refused", error=str(error))
             transport.close()
-        self._await_request()
+        self._active_at = asyncio.get_running_loop().time()
+        self._end_if_idle()
+
+    def pause_writing(self) -> None:
+        """Takes nothing in from a client that does not take its answers."""
+        self._is_clogged = True
+        self._transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._is_clogged = False
+        if self._answering is None:
+            self._transport.resume_reading()
 
     def connection_lost(self, _: Exception | None) -> None:
         self._others.discard(self)
@@ -109,11 +135,21 @@ class _Connection(asyncio.Protocol):
             self._answering.cancel()
 
     def data_received(self, data: bytes) -> None:
+        if self._is_refused:
+            return
         try:
             self._parser.feed_data(data)
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, str(error.__context__))
         except httptools.HttpParserError as error:
-            self._ends = True
-            self._respond((HTTPStatus.BAD_REQUEST, [], str(error).encode()))
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
+
+    def _refuse(self, status: HTTPStatus, why: str) -> None:
+        """Answers what is no request, and takes no more; what still comes is read, or the answer would be lost."""
+        self._front.counts.refuse(self._caller, why)
+        self._is_refused = True
+        self._respond((status, [], why.encode()))
+        asyncio.get_running_loop().call_later(LINGER_SECONDS, self._transport.close)
 
     # httptools' side
 
@@ -122,12 +158,15 @@ class _Connection(asyncio.Protocol):
 
     def on_url(self, url: bytes) -> None:
         self._now.target += url
+        self._now.header_bytes += len(url)
         self._now.bound()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._now.headers.append((name.decode("latin-1").lower(), value.decode("latin-1")))
-        self._now.header_bytes += len(name) + len(value)
-        self._now.bound()
+        now = self._now
+        now.headers.append((name, value))
+        now.header_bytes += len(name) + len(value)
+        if now.header_bytes > MAX_HEADER_BYTES:
+            now.bound()
 
     def on_body(self, body: bytes) -> None:
         self._now.body += body
@@ -135,53 +174,63 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._now.method = self._parser.get_method().decode("latin-1")
-        self._await_request()
+        self._active_at = asyncio.get_running_loop().time()
         self._asked.append(self._now)
         if self._answering is None:
+            self._answer_all()
+        else:  # whoever asks more before it is answered waits
             self._transport.pause_reading()
-            self._answering = asyncio.create_task(self._answer_all())
 
-    async def _answer_all(self) -> None:
-        while self._asked:
-            self._respond(await self._answer(self._asked.popleft()))
+    def _answer_all(self) -> None:
+        """Answers what is asked. A task for each would take longer than most decisions: those are made here."""
+        while self._asked and self._answering is None:
+            asked = self._asked.popleft()
+            try:
+                checked, told = self._check(asked)
+            except _REFUSALS as error:
+                self._respond((_status(error), [], str(error).encode()))
+                continue
+            if isinstance(checked, CheckResponse):
+                self._respond(told(checked))
+            else:
+                self._answering = asyncio.create_task(self._answer_later(checked, told))
+
+    async def _answer_later(self, checked: Awaitable[CheckResponse], told: Callable[[CheckResponse], Answer]) -> None:
+        self._respond(told(await checked))
         self._answering = None
         if not self._transport.is_closing():
+            self._answer_all()
+        if self._answering is None and not self._is_clogged:
             self._transport.resume_reading()
 
-    async def _answer(self, asked: _Asked) -> Answer:
-        try:
-            return await self._answer_by_form(asked)
-        except NotYours as error:
-            return HTTPStatus.FORBIDDEN, [], str(error).encode()
-        except UnknownDestination as error:
-            return HTTPStatus.NOT_FOUND, [], str(error).encode()
-        except (DecodeError, ValueError) as error:
-            return HTTPStatus.BAD_REQUEST, [], str(error).encode()
-
-    async def _answer_by_form(self, asked: _Asked) -> Answer:
-        target = asked.target.decode("latin-1")
+    def _check(self, asked: _Asked) -> tuple[Checked, Callable[[CheckResponse], Answer]]:
+        """What the answer is, or will be, and how it is told."""
+        target = asked.target.decode()
         if target.startswith(f"{PATH_PREFIX}/"):
-            question = http_question(asked.method, target, asked.headers, self._caller)
-            return http_answer(await self._front.check(question, self._caller))
+            headers = [(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in asked.headers]
+            question = http_question(asked.method, target, headers, self._caller)
+            return self._front.check(question.SerializeToString(), self._caller), http_answer
         if asked.method == "POST" and target == "/check":
-            response = await self._front.check(CheckRequest.FromString(bytes(asked.body)), self._caller, sidecar=True)
-            return HTTPStatus.OK, [], response.SerializeToString()
-        return HTTPStatus.NOT_FOUND, [], f"POST /check and {PATH_PREFIX}/… are served here".encode()
+            return self._front.check(bytes(asked.body), self._caller, sidecar=True), _whole
+        raise UnknownDestination(f"POST /check and {PATH_PREFIX}/… are served here")
 
     def _respond(self, answer: Answer) -> None:
         status, headers, body = answer
-        lines = [f"HTTP/1.1 {int(status)} {_phrase(status)}", f"content-length: {len(body)}"]
+        lines = [f"HTTP/1.1 {int(status)} {_PHRASES.get(status, '')}", f"content-length: {len(body)}"]
         lines += [f"{name}: {value}" for name, value in headers if name.lower() != "content-length"]
-        if self._ends:
+        if self._ends or self._is_refused:
             lines.append("connection: close")
         self._transport.write("\r\n".join([*lines, "", ""]).encode() + body)
         if self._ends:
             self._transport.close()
 
-    def _await_request(self) -> None:
-        if self._idle is not None:
-            self._idle.cancel()
-        self._idle = asyncio.get_running_loop().call_later(IDLE_SECONDS, self._transport.close)
+    def _end_if_idle(self) -> None:
+        loop = asyncio.get_running_loop()
+        ends_at = self._active_at + IDLE_SECONDS
+        if ends_at <= loop.time() and self._answering is None:
+            self._transport.close()
+        else:
+            self._idle = loop.call_at(max(ends_at, loop.time() + 1.0), self._end_if_idle)
 
 
 class _Asked:
@@ -190,17 +239,28 @@ class _Asked:
     def __init__(self) -> None:
         self.method = ""
         self.target = b""
-        self.headers: list[tuple[str, str]] = []
+        self.headers: list[tuple[bytes, bytes]] = []
         self.header_bytes = 0
+        """Those of the target among them."""
         self.body = bytearray()
 
     def bound(self) -> None:
         """Ends the parsing (ValueError) of what is too long."""
         if len(self.body) > MAX_BODY_BYTES:
             raise ValueError(f"a CheckRequest has at most {MAX_BODY_BYTES} bytes")
-        if len(self.target) + self.header_bytes > MAX_HEADER_BYTES:
+        if self.header_bytes > MAX_HEADER_BYTES:
             raise ValueError(f"a request has at most {MAX_HEADER_BYTES} bytes before its body")
 
 
-def _phrase(status: Any) -> str:
-    return HTTPStatus(status).phrase if status in HTTPStatus.__members__.values() else ""
+def _whole(response: CheckResponse) -> Answer:
+    return HTTPStatus.OK, [], response.SerializeToString()
+
+
+def _status(error: Exception) -> HTTPStatus:
+    match error:
+        case NotYours():
+            return HTTPStatus.FORBIDDEN
+        case UnknownDestination():
+            return HTTPStatus.NOT_FOUND
+        case _:
+            return HTTPStatus.BAD_REQUEST

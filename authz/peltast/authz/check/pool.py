@@ -10,6 +10,7 @@ import contextlib
 import os
 import sys
 from collections import deque
+from enum import StrEnum
 from typing import Any
 
 import structlog
@@ -40,8 +41,22 @@ RESTART_SECONDS = 0.5
 log = structlog.get_logger()
 
 
+class Why(StrEnum):
+    """Why there is no answer, for counting."""
+
+    CAPACITY = "over_capacity"
+    NO_EVALUATOR = "no_evaluator"
+    TIMEOUT = "timeout"
+    DIED = "evaluator_died"
+    FAILED = "failed"
+
+
 class Unanswered(Exception):
     """There is no answer; the message says why, for people."""
+
+    def __init__(self, why: Why, message: str) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class EvaluatorPool:
@@ -64,6 +79,11 @@ class EvaluatorPool:
     def pids(self) -> list[int]:
         """Process ids of the evaluators."""
         return [evaluator.pid for evaluator in self._running]
+
+    @property
+    def waiting(self) -> int:
+        """Questions that wait for an evaluator."""
+        return len(self._waiting)
 
     async def take(self, revision: bytes) -> None:
         """Evaluates by `revision` (a CheckRevision) from now on; returns once every evaluator does."""
@@ -99,7 +119,7 @@ class EvaluatorPool:
             else:  # or whoever asked has gone
                 self._end_later(evaluator, answer, deadline)
         if not answer.done():
-            raise Unanswered(f"the policy took longer than {timeout_ms} ms")
+            raise Unanswered(Why.TIMEOUT, f"the policy took longer than {timeout_ms} ms")
         return answer.result()
 
     async def _free(self, deadline: float) -> _Evaluator:
@@ -108,7 +128,7 @@ class EvaluatorPool:
             if evaluator.is_alive:
                 return evaluator
         if len(self._waiting) >= self._most_waiting:
-            raise Unanswered("the check service is over capacity")
+            raise Unanswered(Why.CAPACITY, "the check service is over capacity")
         waiter: asyncio.Future[_Evaluator] = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         try:
@@ -121,7 +141,7 @@ class EvaluatorPool:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(waiter)
         if not waiter.done():
-            raise Unanswered("no evaluator was free in time")
+            raise Unanswered(Why.NO_EVALUATOR, "no evaluator was free in time")
         return waiter.result()
 
     def _release(self, evaluator: _Evaluator) -> None:
@@ -243,7 +263,7 @@ class _Evaluator:
         for loaded in self._loading:
             _settle(loaded, None)
         if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(Unanswered("the policy ended the process that evaluated it"))
+            self._answer.set_exception(Unanswered(Why.DIED, "the policy ended the process that evaluated it"))
             self._answer.exception()  # nobody may be there any more to look at it
 
     def _received(self, kind: Kind, payload: bytes) -> None:
@@ -254,7 +274,7 @@ class _Evaluator:
         elif kind is Kind.ANSWER:
             _settle(self._answer, payload)
         elif not self._answer.done():
-            self._answer.set_exception(Unanswered(payload.decode(errors="replace")))
+            self._answer.set_exception(Unanswered(Why.FAILED, payload.decode(errors="replace")))
             self._answer.exception()
 
 

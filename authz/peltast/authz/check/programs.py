@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Self
 
-from envoy.service.auth.v3.external_auth_pb2 import CheckRequest
-
-from peltast.authz._engine import KeySets, Program, Revocations, document_hash
+from peltast.authz._engine import KeySets, Program, Request, Revocations, document_hash
 from peltast.authz.protos.check_pb2 import CheckRevision
 from peltast.authz.revocations import NO_REVOCATIONS
 
@@ -25,6 +24,11 @@ class WorkloadProgram:
 
     program: Program
     keys: KeySets
+
+    @cached_property
+    def referenced(self) -> tuple[str, ...]:
+        """Every attribute that a decision may rest on."""
+        return tuple(self.program.attributes)
 
 
 @dataclass(frozen=True)
@@ -65,17 +69,16 @@ class Programs:
         """Whether some policy is of the check tier."""
         return any(each.program.has_check_tier for each in self.all)
 
-    def find(self, request: CheckRequest) -> WorkloadProgram:
+    def find(self, asked: Request) -> WorkloadProgram:
         """The destination's program. Workloads with one principal are told apart by their addresses.
 
         Raises:
             UnknownDestination: see there.
         """
-        destination = request.attributes.destination
-        by_address = self.by_principal.get(destination.principal, {})
-        address = destination.address.socket_address.address
+        principal, address = asked.destination_principal, asked.destination_address
+        by_address = self.by_principal.get(principal, {})
         if address in by_address:
             return by_address[address]
         if len(by_address) == 1:
             return next(iter(by_address.values()))
-        raise UnknownDestination(f"no workload is {destination.principal or 'unnamed'} at {address or 'no address'}")
+        raise UnknownDestination(f"no workload is {principal or 'unnamed'} at {address or 'no address'}")

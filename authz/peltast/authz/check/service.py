@@ -6,9 +6,9 @@ import time
 
 from envoy.service.auth.v3.external_auth_pb2 import CheckRequest, CheckResponse
 
-from peltast.authz._engine import Decider, Decision, Program
-from peltast.authz.check.convert import check_response, engine_request
-from peltast.authz.check.programs import Programs, UnknownDestination
+from peltast.authz._engine import Decider, Decision, Request
+from peltast.authz.check.convert import check_response
+from peltast.authz.check.programs import Programs, UnknownDestination, WorkloadProgram
 from peltast.authz.protos.check_pb2 import CheckRevision
 
 __all__ = ["CheckService", "NotYours", "UnknownDestination", "check_asker"]
@@ -18,22 +18,24 @@ class NotYours(PermissionError):
     """A workload asked about requests to another."""
 
 
-def check_asker(request: CheckRequest, caller: str) -> None:
-    """Checks that `caller` (a SPIFFE ID) may ask `request`.
+def check_asker(asked: Request, caller: str) -> None:
+    """Checks that `caller` (a SPIFFE ID) may ask about `asked`.
 
     Raises:
         NotYours: the caller is not the request's destination.
     """
-    destination = request.attributes.destination.principal
-    if caller != destination:
-        raise NotYours(f"{caller} asks about requests to {destination or 'nobody'}")
+    if caller != asked.destination_principal:
+        raise NotYours(f"{caller} asks about requests to {asked.destination_principal or 'nobody'}")
 
 
 class CheckService:
-    """Decides requests by the programs of one revision at a time."""
+    """Decides requests by the programs of one revision at a time.
 
-    def __init__(self) -> None:
-        self._decider = Decider()
+    With `counts`, RateLimitPolicies are enforced, as for tools: sidecars, which ask the service, count by themselves.
+    """
+
+    def __init__(self, *, counts: bool = False) -> None:
+        self._decider = Decider(counts=counts)
         self._programs = Programs.none()
 
     def take(self, revision: CheckRevision) -> None:
@@ -48,18 +50,18 @@ class CheckService:
             UnknownDestination: see there.
             ValueError: the request is malformed.
         """
-        check_asker(request, caller)
-        return self.answer(request, sidecar=sidecar)
+        asked = Request.from_check_request(request.SerializeToString())
+        check_asker(asked, caller)
+        return self._answer(asked, sidecar=sidecar)
 
-    def answer(self, request: CheckRequest, *, sidecar: bool) -> CheckResponse:
-        """Answers `request`, which somebody asks who may.
+    def answer(self, question: bytes, *, sidecar: bool) -> CheckResponse:
+        """Answers `question` (a CheckRequest), which somebody asks who may.
 
         Raises:
             UnknownDestination: see there.
             ValueError: the request is malformed.
         """
-        decision, program = self._decide(request)
-        return check_response(decision, program, sidecar=sidecar)
+        return self._answer(Request.from_check_request(question), sidecar=sidecar)
 
     def decide(self, request: CheckRequest) -> Decision:
         """The decision about `request`, for tools that ask for themselves.
@@ -68,12 +70,14 @@ class CheckService:
             UnknownDestination: see there.
             ValueError: the request is malformed.
         """
-        return self._decide(request)[0]
+        return self._decide(Request.from_check_request(request.SerializeToString()))[0]
 
-    def _decide(self, request: CheckRequest) -> tuple[Decision, Program]:
+    def _answer(self, asked: Request, *, sidecar: bool) -> CheckResponse:
+        decision, found = self._decide(asked)
+        return check_response(decision, found.referenced, sidecar=sidecar)
+
+    def _decide(self, asked: Request) -> tuple[Decision, WorkloadProgram]:
         programs = self._programs
-        found = programs.find(request)
+        found = programs.find(asked)
         now_ms = time.time_ns() // 1_000_000
-        asked = engine_request(request)
-        decision = self._decider.decide(found.program, found.keys, programs.revocations, asked, now_ms)
-        return decision, found.program
+        return self._decider.decide(found.program, found.keys, programs.revocations, asked, now_ms), found

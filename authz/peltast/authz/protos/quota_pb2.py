@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n peltast/authz/protos/quota.proto\x12\x10peltast.authz.v1\"\x87\x01\n\rBorrowRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12(\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x17.peltast.authz.v1.Entry\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12,\n\x08returned\x18\x04 \x03(\x0b\x32\x1a.peltast.authz.v1.Returned\"#\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\")\n\x08Returned\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06unused\x18\x02 \x01(\r\"\x80\x01\n\x0e\x42orrowResponse\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x1a\n\x12valid_milliseconds\x18\x03 \x01(\x04\x12 \n\x18retry_after_milliseconds\x18\x04 \x01(\x04\x12\x11\n\tunlimited\x18\x05 \x01(\x08\x32U\n\x06Quotas\x12K\n\x06\x42orrow\x12\x1f.peltast.authz.v1.BorrowRequest\x1a .peltast.authz.v1.BorrowResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n peltast/authz/protos/quota.proto\x12\x10peltast.authz.v1\"\x87\x01\n\rBorrowRequest\x12\x0e\n\x06\x64omain\x18\x01 \x01(\t\x12(\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x17.peltast.authz.v1.Entry\x12\x0e\n\x06tokens\x18\x03 \x01(\r\x12,\n\x08returned\x18\x04 \x03(\x0b\x32\x1a.peltast.authz.v1.Returned\"#\n\x05\x45ntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t\")\n\x08Returned\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06unused\x18\x02 \x01(\r\"\x80\x01\n\x0e\x42orrowResponse\x12\r\n\x05lease\x18\x01 \x01(\t\x12\x0e\n\x06tokens\x18\x02 \x01(\r\x12\x1a\n\x12valid_milliseconds\x18\x03 \x01(\x04\x12 \n\x18retry_after_milliseconds\x18\x04 \x01(\x04\x12\x11\n\tunlimited\x18\x05 \x01(\x08\"D\n\x11\x42orrowManyRequest\x12/\n\x07\x62orrows\x18\x01 \x03(\x0b\x32\x1e.peltast.authz.v1.PolicyBorrow\"x\n\x0cPolicyBorrow\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\r\n\x05limit\x18\x02 \x01(\r\x12\x0b\n\x03key\x18\x03 \x01(\x0c\x12\x0e\n\x06tokens\x18\x04 \x01(\r\x12,\n\x08returned\x18\x05 \x03(\x0b\x32\x1a.peltast.authz.v1.Returned\"C\n\x12\x42orrowManyResponse\x12-\n\x07\x61nswers\x18\x01 \x03(\x0b\x32\x1c.peltast.authz.v1.PolicyLent\"K\n\nPolicyLent\x12.\n\x04lent\x18\x01 \x01(\x0b\x32 .peltast.authz.v1.BorrowResponse\x12\r\n\x05\x65rror\x18\x02 \x01(\t2\xae\x01\n\x06Quotas\x12K\n\x06\x42orrow\x12\x1f.peltast.authz.v1.BorrowRequest\x1a .peltast.authz.v1.BorrowResponse\x12W\n\nBorrowMany\x12#.peltast.authz.v1.BorrowManyRequest\x1a$.peltast.authz.v1.BorrowManyResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,6 +39,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RETURNED']._serialized_end=270
   _globals['_BORROWRESPONSE']._serialized_start=273
   _globals['_BORROWRESPONSE']._serialized_end=401
-  _globals['_QUOTAS']._serialized_start=403
-  _globals['_QUOTAS']._serialized_end=488
+  _globals['_BORROWMANYREQUEST']._serialized_start=403
+  _globals['_BORROWMANYREQUEST']._serialized_end=471
+  _globals['_POLICYBORROW']._serialized_start=473
+  _globals['_POLICYBORROW']._serialized_end=593
+  _globals['_BORROWMANYRESPONSE']._serialized_start=595
+  _globals['_BORROWMANYRESPONSE']._serialized_end=662
+  _globals['_POLICYLENT']._serialized_start=664
+  _globals['_POLICYLENT']._serialized_end=739
+  _globals['_QUOTAS']._serialized_start=742
+  _globals['_QUOTAS']._serialized_end=916
 # @@protoc_insertion_point(module_scope)

@@ -47,3 +47,37 @@ class BorrowResponse(_message.Message):
     retry_after_milliseconds: int
     unlimited: bool
     def __init__(self, lease: _Optional[str] = ..., tokens: _Optional[int] = ..., valid_milliseconds: _Optional[int] = ..., retry_after_milliseconds: _Optional[int] = ..., unlimited: _Optional[bool] = ...) -> None: ...
+
+class BorrowManyRequest(_message.Message):
+    __slots__ = ("borrows",)
+    BORROWS_FIELD_NUMBER: _ClassVar[int]
+    borrows: _containers.RepeatedCompositeFieldContainer[PolicyBorrow]
+    def __init__(self, borrows: _Optional[_Iterable[_Union[PolicyBorrow, _Mapping]]] = ...) -> None: ...
+
+class PolicyBorrow(_message.Message):
+    __slots__ = ("policy", "limit", "key", "tokens", "returned")
+    POLICY_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    RETURNED_FIELD_NUMBER: _ClassVar[int]
+    policy: str
+    limit: int
+    key: bytes
+    tokens: int
+    returned: _containers.RepeatedCompositeFieldContainer[Returned]
+    def __init__(self, policy: _Optional[str] = ..., limit: _Optional[int] = ..., key: _Optional[bytes] = ..., tokens: _Optional[int] = ..., returned: _Optional[_Iterable[_Union[Returned, _Mapping]]] = ...) -> None: ...
+
+class BorrowManyResponse(_message.Message):
+    __slots__ = ("answers",)
+    ANSWERS_FIELD_NUMBER: _ClassVar[int]
+    answers: _containers.RepeatedCompositeFieldContainer[PolicyLent]
+    def __init__(self, answers: _Optional[_Iterable[_Union[PolicyLent, _Mapping]]] = ...) -> None: ...
+
+class PolicyLent(_message.Message):
+    __slots__ = ("lent", "error")
+    LENT_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    lent: BorrowResponse
+    error: str
+    def __init__(self, lent: _Optional[_Union[BorrowResponse, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...

@@ -8,12 +8,13 @@ from typing import Any, TypeVar
 import grpc
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
 
-from peltast.authz.protos.quota_pb2 import BorrowRequest, BorrowResponse
+from peltast.authz.protos.quota_pb2 import BorrowManyRequest, BorrowManyResponse, BorrowRequest, BorrowResponse
 from peltast.authz.quota.counters import CountersAway
 from peltast.authz.quota.lease_service import LeaseService, NoLimit
+from peltast.authz.quota.policy_leases import PolicyLeases
 from peltast.authz.quota.rate_limit_service import InvalidRequest, RateLimitService
 
-__all__ = ["LEASES", "RATE_LIMITS", "lease_methods", "rate_limit_methods"]
+__all__ = ["LEASES", "RATE_LIMITS", "lease_methods", "policy_lease_methods", "rate_limit_methods"]
 
 RATE_LIMITS = "envoy.service.ratelimit.v3.RateLimitService"
 LEASES = "peltast.authz.v1.Quotas"
@@ -46,6 +47,18 @@ def lease_methods(service: LeaseService, caller: Callable[[Context], object]) ->
         return await _answered(answer(), context)
 
     return {"Borrow": (borrow, BorrowRequest, BorrowResponse)}
+
+
+def policy_lease_methods(service: PolicyLeases, caller: Callable[[Context], object]) -> Methods:
+    """The methods of the leases of RateLimitPolicies; a lease is its caller's."""
+
+    async def borrow_many(request: BorrowManyRequest, context: Context) -> BorrowManyResponse:
+        async def answer() -> BorrowManyResponse:
+            return await service.borrow(request, str(caller(context)))
+
+        return await _answered(answer(), context)
+
+    return {"BorrowMany": (borrow_many, BorrowManyRequest, BorrowManyResponse)}
 
 
 async def _answered(answer: Awaitable[Answer], context: Context) -> Answer:

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 from collections.abc import Callable, Mapping
 
 from peltast.authz.protos.quota_pb2 import BorrowRequest, BorrowResponse
-from peltast.authz.quota.counters import Counters, Taken
-from peltast.authz.quota.gcra import MAX_AHEAD, SECOND, Rate, Unused
-from peltast.authz.quota.leases import VALID, Lender, share
+from peltast.authz.quota.counters import Counters
+from peltast.authz.quota.gcra import MAX_AHEAD, SECOND, Rate
+from peltast.authz.quota.lending import MAX_RETURNED, VALID_MILLISECONDS, Lending
 from peltast.authz.quota.limits import Domain, Limit, find
 from peltast.authz.quota.rate_limit_service import MAX_ENTRIES, InvalidRequest
 
 __all__ = ["LeaseService", "NoLimit"]
-
-MAX_RETURNED = 16
-_MILLISECOND = 1_000_000
 
 
 class NoLimit(LookupError):
@@ -28,9 +24,7 @@ class LeaseService:
     """Lends tokens of the limits that were taken last. `clock` is monotonic, in nanoseconds."""
 
     def __init__(self, counters: Counters, clock: Callable[[], int] = time.monotonic_ns) -> None:
-        self._counters = counters
-        self._clock = clock
-        self._lender = Lender(lambda: uuid.uuid4().hex)
+        self._lending = Lending(counters, clock)
         self._domains: Mapping[str, Domain] = {}
 
     def take(self, domains: Mapping[str, Domain]) -> None:
@@ -47,26 +41,9 @@ class LeaseService:
         """
         limit = self._limit(request)
         if limit.unit is None:
-            return BorrowResponse(unlimited=True, valid_milliseconds=VALID // _MILLISECOND)
+            return BorrowResponse(unlimited=True, valid_milliseconds=VALID_MILLISECONDS)
         key = json.dumps([request.domain, [(entry.key, entry.value) for entry in request.entries]])
-        rate = lending_rate(limit)
-        await self._take_back(request, key, rate, holder)
-        now = self._clock()
-        wanted = share([rate], request.tokens) if self._lender.has_room(now) else 0
-        taken = await self._counters.exchange(_bucket(key), [rate], wanted, Unused(0, 0))
-        return self._lend(key, holder, taken, now)
-
-    async def _take_back(self, request: BorrowRequest, key: str, rate: Rate, holder: str) -> None:
-        for returned in request.returned:
-            unused = self._lender.take_back(returned.lease, key, holder, returned.unused, self._clock())
-            if unused.tokens:
-                await self._counters.exchange(_bucket(key), [rate], 0, unused)
-
-    def _lend(self, key: str, holder: str, taken: Taken, now: int) -> BorrowResponse:
-        if not taken.tokens:
-            return BorrowResponse(retry_after_milliseconds=-(-taken.wait // _MILLISECOND))
-        lease = self._lender.lend(key, holder, taken.tokens, taken.at, now)
-        return BorrowResponse(lease=lease, tokens=taken.tokens, valid_milliseconds=VALID // _MILLISECOND)
+        return await self._lending.exchange(key, [lending_rate(limit)], request.tokens, request.returned, holder)
 
     def _limit(self, request: BorrowRequest) -> Limit:
         for name, given, most in (
@@ -96,7 +73,3 @@ def lending_rate(limit: Limit) -> Rate:
     if not burst:
         raise NoLimit(f"{limit.requests_per_unit} requests a {limit.unit.name.lower()} are not lent: ask for each")
     return Rate(limit.requests_per_unit, period, burst)
-
-
-def _bucket(key: str) -> str:
-    return f"lease {key}"

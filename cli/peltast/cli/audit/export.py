@@ -20,7 +20,8 @@ from peltast.audit.export.target import InvalidTarget, Trust, open_receiver, rea
 from peltast.audit.store.errors import DATABASE_ERRORS
 from peltast.audit.store.migrate import EXPORTER_ROLE
 from peltast.cli.audit.connection import Database, StoreAway, connected
-from peltast.cli.console import Output, err, log_to_stderr, out, print_error, print_json, run_until_stopped
+from peltast.cli.console import Output, err, out, print_error, print_json, run_until_stopped
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.operator_acts import note_act
 from peltast.cli.options import OutputOption, State
 

@@ -24,7 +24,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from peltast.audit.api.application import AuditApi, Caller
 from peltast.audit.store.migrate import AUDITOR_ROLE
 from peltast.cli.audit.connection import Database, connected
-from peltast.cli.console import log_to_stderr, out, print_error, run_until_stopped
+from peltast.cli.console import out, print_error, run_until_stopped
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.options import State
 from peltast.cli.settings import sockets_folder
 from peltast.identity.certificates import NotAnSvid, spiffe_id_of

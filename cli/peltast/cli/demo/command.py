@@ -28,10 +28,11 @@ from peltast.audit.reports.make import make_report
 from peltast.audit.reports.plaintext import PLAINTEXT
 from peltast.audit.reports.report import Cell, Report, Span
 from peltast.audit.store.embedded import PostgresUnusable
-from peltast.cli.console import err, log_to_stderr, out, print_error, print_problems, run_until_stopped
+from peltast.cli.console import err, out, print_error, print_problems, run_until_stopped
 from peltast.cli.demo.cases import Case, Surroundings, cases
 from peltast.cli.demo.driver import Attempt, fire
 from peltast.cli.demo.tokens import TokenIssuer
+from peltast.cli.logs import log_to_stderr
 from peltast.cli.options import BasePort
 from peltast.cli.processes import Mesh, MeshSettings
 from peltast.cli.readiness import NotReady

@@ -13,11 +13,24 @@ from enum import StrEnum
 from pydantic import Field
 from pydantic.alias_generators import to_camel
 
-from peltast.policies.kinds.resource import Model, Spec
-from peltast.policies.kinds.selection import WorkloadSelector
+from peltast.policies.kinds.resource import Model
+from peltast.policies.kinds.selection import TargetedSpec
 from peltast.policies.sources.documents import FieldPath
 
-__all__ = ["Action", "AuthorizationPolicySpec", "Condition", "Operation", "Provider", "Rule", "Source", "is_template"]
+__all__ = [
+    "CONDITION_KEYS",
+    "Action",
+    "AuthorizationPolicySpec",
+    "Condition",
+    "Operation",
+    "Provider",
+    "Rule",
+    "Source",
+    "is_condition_key",
+    "is_template",
+    "rule_problems",
+    "template_problems",
+]
 
 Finding = tuple[FieldPath, str, str]
 
@@ -53,15 +66,17 @@ _NOT_IN_RULES = {
 """Keys that Istio knows, by their beginnings, and why a rule cannot have them."""
 _SERVICE_ACCOUNT = re.compile(r"(?!.{321})([^/*\s]+/)?[^/*\s]+")
 _MAX_SERVICE_ACCOUNTS = 16
-_MAX_TARGETS = 16
-_TARGETS = (("Service", ""), ("Service", "core"))
-_NO_WAYPOINTS = "gateways and waypoints are not there yet"
 _NOT_WITH_SERVICE_ACCOUNTS = ("principals", "not_principals", "namespaces", "not_namespaces")
 
 
 def is_template(path: str) -> bool:
     """Whether a rule's path has operators of a template."""
     return "{*}" in path or "{**}" in path
+
+
+def is_condition_key(key: str) -> bool:
+    """Whether a rule may have a condition on `key`."""
+    return key in _PLAIN_KEYS or _KEY_WITH_ARGUMENT.fullmatch(key) is not None
 
 
 class Action(StrEnum):
@@ -142,48 +157,16 @@ class Rule(Model):
     when: list[Condition] | None = None
 
 
-class TargetReference(Model):
-    """What a policy is for, instead of a selector: a Service in the policy's namespace."""
-
-    group: str = ""
-    kind: str
-    name: str = Field(min_length=1)
-    namespace: str = ""
-
-
-class AuthorizationPolicySpec(Spec):
+class AuthorizationPolicySpec(TargetedSpec):
     """The spec of an AuthorizationPolicy."""
 
-    selector: WorkloadSelector = WorkloadSelector()
-    target_ref: TargetReference | None = None
-    target_refs: list[TargetReference] = []
     action: Action = Action.ALLOW
     provider: Provider | None = None
     rules: list[Rule] = []
 
-    @property
-    def targets(self) -> list[tuple[FieldPath, TargetReference]]:
-        """The services that it is for, each with its place; without any, it is for workloads as such."""
-        single: list[tuple[FieldPath, TargetReference]] = [(("targetRef",), self.target_ref)] if self.target_ref else []
-        return [*single, *((("targetRefs", index), each) for index, each in enumerate(self.target_refs))]
-
     def problems(self) -> list[Finding]:
         """See :meth:`Spec.problems`."""
-        return [*self._target_problems(), *self._provider_problems(), *self._rule_problems()]
-
-    def _target_problems(self) -> Iterator[Finding]:
-        given = self.model_fields_set & {"selector", "target_ref", "target_refs"}
-        if len(given) > 1:
-            yield ((), f"{' and '.join(sorted(map(to_camel, given)))} are given", "a policy has one of them")
-        if len(self.target_refs) > _MAX_TARGETS:
-            yield (("targetRefs",), f"{len(self.target_refs)} are given", f"at most {_MAX_TARGETS} are allowed")
-        if self.target_refs == [] and "target_refs" in given:
-            yield (("targetRefs",), "an empty list is given", "leave it out where it does not restrict")
-        for at, target in self.targets:
-            if (target.kind, target.group) not in _TARGETS:
-                what = f"{target.group}/{target.kind}" if target.group else target.kind
-                allowed = f'a Service (of the group "") is expected: {_NO_WAYPOINTS}'
-                yield ((*at, "kind"), f"{what} is given", allowed)
+        return [*self.target_problems(), *self._provider_problems(), *rule_problems(self.rules, ("rules",))]
 
     def _provider_problems(self) -> Iterator[Finding]:
         if self.action is Action.CUSTOM and self.provider is None:
@@ -193,18 +176,20 @@ class AuthorizationPolicySpec(Spec):
         if self.action is not Action.ALLOW and not self.rules:
             yield (("rules",), "no rules are given", f"a {self.action} policy without rules would never match")
 
-    def _rule_problems(self) -> Iterator[Finding]:
-        for index, rule in enumerate(self.rules):
-            at: FieldPath = ("rules", index)
-            for name, alternatives in (("from", rule.from_), ("to", rule.to), ("when", rule.when)):
-                if alternatives == []:
-                    yield ((*at, name), "an empty list is given", "leave it out where it does not restrict")
-            for place, source in enumerate(rule.from_ or []):
-                yield from _source_problems(source.source, (*at, "from", place, "source"))
-            for place, operation in enumerate(rule.to or []):
-                yield from _operation_problems(operation.operation, (*at, "to", place, "operation"))
-            for place, condition in enumerate(rule.when or []):
-                yield from _condition_problems(condition, (*at, "when", place))
+
+def rule_problems(rules: list[Rule], at: FieldPath) -> Iterator[Finding]:
+    """What is wrong with `rules`, which are given at `at`."""
+    for index, rule in enumerate(rules):
+        place = (*at, index)
+        for name, alternatives in (("from", rule.from_), ("to", rule.to), ("when", rule.when)):
+            if alternatives == []:
+                yield ((*place, name), "an empty list is given", "leave it out where it does not restrict")
+        for number, source in enumerate(rule.from_ or []):
+            yield from _source_problems(source.source, (*place, "from", number, "source"))
+        for number, operation in enumerate(rule.to or []):
+            yield from _operation_problems(operation.operation, (*place, "to", number, "operation"))
+        for number, condition in enumerate(rule.when or []):
+            yield from _condition_problems(condition, (*place, "when", number))
 
 
 def _source_problems(source: Source, at: FieldPath) -> Iterator[Finding]:
@@ -229,9 +214,14 @@ def _operation_problems(operation: Operation, at: FieldPath) -> Iterator[Finding
     for name, ports in (("ports", operation.ports), ("notPorts", operation.not_ports)):
         yield from _port_problems(ports, (*at, name))
     for name, paths in (("paths", operation.paths), ("notPaths", operation.not_paths)):
-        for index, path in enumerate(paths):
-            if _BRACES.search(path) and not _TEMPLATE.fullmatch(path):
-                yield ((*at, name, index), f"{path!r} is given", _TEMPLATE_EXPECTED)
+        yield from template_problems([path if _BRACES.search(path) else "/" for path in paths], (*at, name))
+
+
+def template_problems(paths: list[str], at: FieldPath) -> Iterator[Finding]:
+    """What is wrong with `paths`, which are templates and given at `at`."""
+    for index, path in enumerate(paths):
+        if not _TEMPLATE.fullmatch(path):
+            yield ((*at, index), f"{path!r} is given", _TEMPLATE_EXPECTED)
 
 
 def _condition_problems(condition: Condition, at: FieldPath) -> Iterator[Finding]:
@@ -239,7 +229,7 @@ def _condition_problems(condition: Condition, at: FieldPath) -> Iterator[Finding
         if condition.key.startswith(beginning):
             yield ((*at, "key"), f"{condition.key!r} is given", f"it is not taken: {reason}")
             return
-    if condition.key not in _PLAIN_KEYS and not _KEY_WITH_ARGUMENT.fullmatch(condition.key):
+    if not is_condition_key(condition.key):
         yield ((*at, "key"), f"{condition.key!r} is given", f"one of {', '.join(CONDITION_KEYS)} is expected")
     if not condition.values and not condition.not_values:
         yield (at, "no values are given", "a condition needs values or notValues")

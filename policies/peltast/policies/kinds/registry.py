@@ -13,6 +13,7 @@ from peltast.policies.kinds.audit import AuditPolicySpec
 from peltast.policies.kinds.authorization import AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec
 from peltast.policies.kinds.peer_authentication import PeerAuthenticationSpec
+from peltast.policies.kinds.rate_limit import RateLimitPolicySpec
 from peltast.policies.kinds.rego import RegoPolicySpec
 from peltast.policies.kinds.request_authentication import RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Model, Resource, Spec
@@ -31,6 +32,7 @@ KINDS: dict[str, tuple[tuple[str, ...], type[Spec]]] = {
     "AuthorizationPolicy": (_SECURITY, AuthorizationPolicySpec),
     "MeshConfig": (_PELTAST, MeshConfigSpec),
     "PeerAuthentication": (_SECURITY, PeerAuthenticationSpec),
+    "RateLimitPolicy": (_PELTAST, RateLimitPolicySpec),
     "RequestAuthentication": (_SECURITY, RequestAuthenticationSpec),
     "RegoPolicy": (_PELTAST, RegoPolicySpec),
     "Service": (("v1",), ServiceSpec),
@@ -44,7 +46,7 @@ _REFUSED_KINDS = {
     "EnvoyFilter": "it would change the proxy behind the policies' back",
     "WasmPlugin": "it would run code in the proxy that no policy speaks of",
     **dict.fromkeys(("VirtualService", "DestinationRule", "Gateway", "ServiceEntry", "Sidecar"), _LATER),
-    **dict.fromkeys(("WorkloadGroup", "Telemetry", "RateLimitPolicy"), _LATER),
+    **dict.fromkeys(("WorkloadGroup", "Telemetry"), _LATER),
 }
 _DRY_RUN = "istio.io/dry-run"
 _BOOLEANS = {
@@ -106,6 +108,8 @@ def _dry_run_problem(metadata: _Metadata, spec: Spec) -> str | None:
             return '"true" or "false" is expected'
         case True, AuthorizationPolicySpec(action=action) if not action.can_be_tried:
             return f"only ALLOW and DENY policies can be tried; the action is {action}"
+        case True, RateLimitPolicySpec():
+            return "a RateLimitPolicy on trial says dryRun: true"
         case True, _ if not isinstance(spec, AuthorizationPolicySpec):
             return "only an AuthorizationPolicy can be tried"
     return None

@@ -12,6 +12,7 @@ from pydantic import Field
 from peltast.policies.kinds.bundle import BundleSource
 from peltast.policies.kinds.duration import DurationText, duration
 from peltast.policies.kinds.resource import Model, Spec
+from peltast.policies.rego_library import library_modules
 from peltast.policies.sources.documents import FieldPath
 
 __all__ = ["DEFAULT_BODY_BYTES", "IncludedBody", "OnError", "RegoPolicySpec", "Tier"]
@@ -52,6 +53,7 @@ class RegoPolicySpec(Spec):
     entrypoint: str = Field(pattern=r"^data(\.[A-Za-z_][A-Za-z0-9_]*)+$")
     module: str | None = None
     files: list[str] = []
+    library: list[str] = []
     data: dict[str, Any] = {}
     bundle: BundleSource | None = None
     tier: Tier | None = None
@@ -89,6 +91,10 @@ class RegoPolicySpec(Spec):
         for index, file in enumerate(self.files):
             if not file.endswith((".rego", ".json")):
                 found.append((("files", index), f"{file!r} is given", "a .rego or a .json file is expected"))
+        for index, name in enumerate(self.library):
+            if name not in library_modules():
+                allowed = f"one of {', '.join(library_modules())} is expected"
+                found.append((("library", index), f"{name!r} is given", allowed))
         try:
             json.dumps(self.data, allow_nan=False)
         except ValueError:

@@ -5,9 +5,12 @@ https://www.openpolicyagent.org/docs/management-bundles#bundle-file-format
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import Any, Literal
 
@@ -19,7 +22,7 @@ from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.json_text import read_json
 
-__all__ = ["Bundle", "DataPath", "merge", "overlap", "package_of", "path_text", "read_bundle"]
+__all__ = ["Bundle", "DataPath", "merge", "overlap", "package_of", "path_text", "read_bundle", "select"]
 
 MANIFEST = ".manifest"
 _REFUSED = {
@@ -46,6 +49,11 @@ class Bundle:
     """What is its own, and nobody else's. The empty path is everything."""
     modules: Mapping[str, str]
     data: Mapping[str, Any]
+
+    @cached_property
+    def data_digest(self) -> str:
+        """SHA-256 of the data: computed once, for it takes seconds where they are large."""
+        return hashlib.sha256(json.dumps(self.data, sort_keys=True).encode()).hexdigest()
 
 
 class _Manifest(BaseModel):
@@ -118,6 +126,17 @@ def merge(name: str, into: dict[str, Any], value: Mapping[str, Any], at: DataPat
             merge(name, into[key], item, (*at, key))
         else:
             raise ValueError(f"{name}: {path_text((*at, key))} is given twice")
+
+
+def select(data: Mapping[str, Any], paths: Iterable[DataPath]) -> Mapping[str, Any]:
+    """The part of `data` that is at, below, or in the way of one of `paths`."""
+    below: dict[str, list[DataPath]] = {}
+    for path in paths:
+        if not path:
+            return data
+        below.setdefault(path[0], []).append(path[1:])
+    chosen = ((name, data[name], rest) for name, rest in below.items() if name in data)
+    return {name: select(value, rest) if isinstance(value, dict) else value for name, value, rest in chosen}
 
 
 def _refusal(name: str) -> str | None:

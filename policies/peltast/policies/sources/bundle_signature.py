@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import jwt
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_public_key
@@ -53,7 +54,7 @@ class VerificationKey:
             return _secret(self.key)
         try:
             key = load_pem_public_key(self.key.encode())
-        except Exception:
+        except (ValueError, UnsupportedAlgorithm):
             raise ValueError("no public key in PEM is given") from None
         if isinstance(key, RSAPublicKey) and self.algorithm == "RS256" and key.key_size >= _MIN_RSA_BITS:
             return key

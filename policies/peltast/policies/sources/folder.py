@@ -69,7 +69,7 @@ async def watch_folder(folder: Path) -> AsyncIterator[Files | InvalidConfigurati
         change = asyncio.ensure_future(anext(changes))
         try:
             await asyncio.sleep(0)  # the task's first step begins to watch: what changes while we read is not missed
-            yield _read_or_problems(folder)
+            yield await asyncio.to_thread(_read_or_problems, folder)  # others wait for this thread
             await change
         finally:
             change.cancel()

@@ -34,6 +34,7 @@ from google.protobuf.wrappers_pb2 import BoolValue, UInt32Value
 from peltast.authz.revision import Revision
 from peltast.policies.kinds.audit import Record, Treatment
 from peltast.policies.kinds.mesh import Normalization
+from peltast.policies.kinds.rate_limit import RateLimitPolicySpec
 from peltast.policies.kinds.workload import TCP, ServicePort
 from peltast.policies.snapshot import Route, Workload
 from peltast.proxy.xds import module as dynamic_module
@@ -41,10 +42,13 @@ from peltast.proxy.xds import tls
 from peltast.proxy.xds.peers import speak_plaintext, take_peers
 from peltast.proxy.xds.resources import CLUSTER, EXTENSION_CONFIG, LISTENER, Resources, resource
 
-__all__ = ["CHECK_CLUSTER", "Surroundings", "compile_resources"]
+__all__ = ["CHECK_CLUSTER", "QUOTA_CLUSTER", "Surroundings", "compile_resources"]
 
 CHECK_CLUSTER = "peltast-check"
 """The cluster by which sidecars ask the check service; the module knows it by this name."""
+
+QUOTA_CLUSTER = "peltast-quota"
+"""The cluster by which sidecars borrow tokens; the module knows it by this name."""
 
 _CONNECT_TIMEOUT = Duration(seconds=5)
 _HEADERS_TIMEOUT = Duration(seconds=10)
@@ -61,8 +65,9 @@ class Surroundings:
     module: str
     """Name of the module's build on the sidecar's node."""
     check_address: tuple[str, int]
+    quota_address: tuple[str, int]
     control_principal: str
-    """SPIFFE ID of the control plane, which serves the check service."""
+    """SPIFFE ID of the control plane, which serves the check service and lends tokens."""
 
 
 def compile_resources(revision: Revision, workload: Workload, surroundings: Surroundings) -> Resources:
@@ -76,6 +81,7 @@ def compile_resources(revision: Revision, workload: Workload, surroundings: Surr
         *(application_cluster(workload, port) for port in workload.ports),
         *(outbound_cluster(route) for route in workload.routes),
         check_cluster(surroundings),
+        *([quota_cluster(surroundings)] if borrows(revision, workload) else []),
     ]
     by_type: tuple[tuple[str, Sequence[Any]], ...] = (
         (CLUSTER, clusters),
@@ -264,6 +270,17 @@ def check_cluster(surroundings: Surroundings) -> Cluster:
     """The check service."""
     socket = tls.upstream([surroundings.control_principal], "control.peltast.internal")
     return static_cluster(CHECK_CLUSTER, [socket_address(*surroundings.check_address)], "http", socket)
+
+
+def borrows(revision: Revision, workload: Workload) -> bool:
+    """Whether some limit of `workload` is counted for all sidecars."""
+    return any(policy.spec.is_global for policy in revision.snapshot.applying_to(workload, RateLimitPolicySpec))
+
+
+def quota_cluster(surroundings: Surroundings) -> Cluster:
+    """Who lends tokens, over gRPC."""
+    socket = tls.upstream([surroundings.control_principal], "control.peltast.internal")
+    return static_cluster(QUOTA_CLUSTER, [socket_address(*surroundings.quota_address)], "grpc", socket)
 
 
 def static_cluster(

@@ -5,7 +5,8 @@ use serde_json::json;
 use super::*;
 use crate::attribute::Attribute;
 use crate::document::{BodySettings, OnError, RegoPolicy, Tier};
-use crate::rego::Rego;
+use crate::rego::source::{MAX_BRACKETS, MAX_MODULE_BYTES};
+use crate::rego::{data_read, Rego};
 
 fn load(modules: &[&str]) -> Result<Rego, RegoError> {
     load_within(1000, modules)
@@ -240,9 +241,97 @@ fn what_the_interpreter_answers_wrongly_is_not_admitted_in_sidecars() {
         ("package p\nallow if not { false }\n", "`not {…}`"),
         ("package p\nimport future.keywords.not\nallow if not data.p.b\nb := false\n", "future.keywords.not"),
         ("package p\nr[x].y contains 1 if some x in [\"a\"]\nallow := true\n", "must have a constant name"),
+        ("package p\nsame(a, a) if a != 1\nallow if same(1, 2)\n", "a names two arguments"),
+        ("package p\nsame(a, [{\"b\": a}]) if a != 1\nallow := true\n", "a names two arguments"),
+        ("package p\nsame(_, _) if false\nallow if not same(1, 2)\n", ""),
     ];
     for (module, wanted) in table {
         let got = load(&[module]).err().map_or_else(String::new, |error| error.to_string());
+        assert_eq!(got.is_empty(), wanted.is_empty(), "{module}: {got}");
         assert!(got.contains(wanted), "{module}: {got}");
+    }
+}
+
+#[test]
+fn what_is_read_of_data_is_known() {
+    let table: &[(&str, &[&str])] = &[
+        ("data.users.ada", &["users.ada"]),
+        ("data.users[input.parsed_path[0]].role", &["users"]),
+        ("data.list[0].name", &["list"]),
+        ("some x in data.users; data.roles[x]", &["users", "roles"]),
+        ("every x in data.users { x }", &["users"]),
+        ("count({x | x := data.users[_]}) > 0", &["users"]),
+        ("lib.users[1]", &["lib.users"]),
+        ("renamed.ada", &["users.ada"]),
+        ("f(data.users)", &["users"]),
+        ("input.parsed_path", &[]),
+    ];
+    for (body, wanted) in table {
+        let head = "package p\nimport data.lib\nimport data.users as renamed\nf(x) := x\nallow if {\n";
+        let modules = BTreeMap::from([("a.rego".to_owned(), format!("{head}{body}\n}}\n"))]);
+        let read = data_read(Tier::Check, modules).unwrap_or_else(|error| panic!("{body}: {error}"));
+        let wanted = wanted.iter().map(|path| path.split('.').map(str::to_owned));
+        let mut wanted: BTreeSet<Vec<String>> = wanted.map(Iterator::collect).collect();
+        wanted.extend([vec!["p".to_owned(), "allow".to_owned()], vec!["p".to_owned(), "f".to_owned()]]);
+        assert_eq!(read, wanted, "{body}");
+    }
+}
+
+/// How much a value may be made of others, with the next thing that is too much.
+#[test]
+fn values_are_admitted_while_they_can_be_compared() {
+    let steps = |count: usize, first: &str, step: &str| {
+        let steps = (1..=count).map(|n| format!("x{n} := {}\n", step.replace('X', &format!("x{}", n - 1))));
+        format!("x0 := {first}\n{}count(x{count}) > 0", steps.collect::<String>())
+    };
+    let rows = "rows := [{\"id\": r, \"all\": data.roles} | some r in data.roles.ada]\n";
+    let body = |text: &str| format!("{rows}{text}\n");
+    let too_large = "it may be too large to be compared";
+    let table = [
+        ("doubled, most", steps(6, "[1]", "[X, X]"), ""),
+        ("doubled, once more", steps(7, "[1]", "[X, X]"), too_large),
+        ("doubled in objects", steps(7, "[1]", "{\"a\": X, \"b\": X}"), too_large),
+        ("doubled in any order", steps(7, "[1]", "[X, X]").split('\n').rev().collect::<Vec<_>>().join("\n"), too_large),
+        ("doubled by parts", steps(7, "[1]", "[[X, X]][0]"), too_large),
+        ("doubled by an equation", steps(7, "[1]", "[X, X]").replace(" := ", " = "), too_large),
+        ("joined", steps(8, "[[1]]", "array.concat(X, X)"), too_large),
+        ("texts joined", steps(12, "[\"a\"]", "array.concat(X, X)"), ""),
+        ("nested, most", steps(31, "[1]", "[X]"), ""),
+        ("nested, once more", steps(32, "[1]", "[X]"), too_large),
+        ("taken out again", steps(200, "[1]", "[X][0]"), ""),
+        ("repeated by a loop", body("[rows | some r in data.roles.ada] != []"), too_large),
+        ("repeated by another name", body("[y | some r in data.roles.ada; y := rows] != []"), too_large),
+        ("repeated by two loops", body("[r | some r in rows; some q in rows] != []"), too_large),
+        ("filtered", body("a := [r | some r in rows]\nb := [r | some r in a; r.id]\n[r | some r in b] != []"), ""),
+        ("filtered by index", body("[r | r := rows[_]; r.id] != []"), ""),
+        ("grouped", body("{k: [r | some r in rows; r.id == k] | some k in data.roles.ada} != {}"), ""),
+        ("mapped", body("[{\"row\": r, \"id\": r.id} | some r in rows] != []"), ""),
+        ("a table", format!("[{}] != []", vec!["[[1], [2]]"; 300].join(",")), ""),
+    ];
+    for (what, body, wanted) in table {
+        let got = refusal(&body);
+        assert_eq!(got.is_empty(), wanted.is_empty(), "{what}: {got}\n{body}");
+        assert!(got.contains(wanted), "{what}: {got}");
+    }
+}
+
+#[test]
+fn values_of_rules_and_functions_count_too() {
+    let rules = |count: usize, step: &str| {
+        let rules = (1..=count).map(|n| step.replace('N', &n.to_string()).replace('M', &(n - 1).to_string()));
+        format!("package p\nx0 := [1]\n{}allow if count(x{count}) > 0\n", rules.collect::<String>())
+    };
+    for step in [
+        "xN := [xM, xM]\n",
+        "xN := [data.p.xM, data.p.xM]\n",
+        "xN := fN(xM)\nfN(y) := [y, y]\n",
+        "xN := y if { y := {\"a\": xM, \"b\": xM} }\n",
+        "xN contains y if { y := [xM, xM] }\n",
+        "xN := 1 if { false } else := [xM, xM]\n",
+        "xN[\"k\"] := [xM, xM]\n",
+    ] {
+        let refused = |count| load(&[&rules(count, step)]).err().map_or_else(String::new, |error| error.to_string());
+        assert_eq!(refused(2), "", "{step}");
+        assert!(refused(7).contains("too large to be compared"), "{step}: {}", refused(7));
     }
 }

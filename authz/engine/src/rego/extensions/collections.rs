@@ -38,7 +38,7 @@ fn range(given: &Arguments<'_>) -> Answer {
     let integer = |at: usize| given.value(at).as_i128().map_err(|_| Fault::Type(at + 1, "integer"));
     let (from, to) = (integer(0)?, integer(1)?);
     if to.saturating_sub(from).saturating_abs() >= MAX_RANGE {
-        return Err(format!("a range may have {MAX_RANGE} numbers").into());
+        return Err(Fault::Limit(format!("a range may have {MAX_RANGE} numbers")));
     }
     let numbers: Vec<Value> =
         if from <= to { (from..=to).map(Value::from).collect() } else { (to..=from).rev().map(Value::from).collect() };

@@ -8,6 +8,7 @@ mod jwt;
 mod keys;
 mod net;
 mod regex;
+mod text;
 mod uri;
 
 use regorus::{Engine, Value};
@@ -30,6 +31,8 @@ enum Fault {
     Type(usize, &'static str),
     /// An argument has no meaning.
     Failed(String),
+    /// It would take more than there may be. No call that fails so is undefined: its `not` would hold.
+    Limit(String),
 }
 
 impl<T: std::fmt::Display> From<T> for Fault {
@@ -59,11 +62,28 @@ impl Arguments<'_> {
     }
 }
 
-const FAMILIES: &[&[BuiltIn]] =
-    &[collections::BUILT_INS, crypto::BUILT_INS, jwt::BUILT_INS, net::BUILT_INS, regex::BUILT_INS, uri::BUILT_INS];
+const FAMILIES: &[&[BuiltIn]] = &[
+    collections::BUILT_INS,
+    crypto::BUILT_INS,
+    jwt::BUILT_INS,
+    net::BUILT_INS,
+    regex::BUILT_INS,
+    text::BUILT_INS,
+    uri::BUILT_INS,
+];
 
-/// Those that replace the interpreter's where it is wrong, in what the sidecar tier admits.
-const IN_SIDECAR: &[&str] = &["strings.count", "to_number"];
+/// Those that replace the interpreter's where it is wrong, or without bounds, in what the sidecar tier admits.
+const IN_SIDECAR: &[&str] = &[
+    "concat",
+    "sprintf",
+    "strings.any_prefix_match",
+    "strings.any_suffix_match",
+    "strings.count",
+    "to_number",
+    "trim",
+    "trim_left",
+    "trim_right",
+];
 
 /// Built-ins whose answer their arguments do not determine: a policy that calls one is decided anew each time.
 const VOLATILE: &[&str] = &[
@@ -96,6 +116,7 @@ pub(super) fn register(engine: &mut Engine, tier: Tier, strict: bool) {
     for built_in in of(tier) {
         let call = move |arguments: Vec<Value>| match (built_in.call)(&Arguments(&arguments)) {
             Ok(value) => Ok(value),
+            Err(Fault::Limit(reason)) => Err(anyhow::anyhow!("{}: {reason}", built_in.name)),
             Err(_) if !strict => Ok(Value::Undefined),
             Err(fault) => Err(anyhow::Error::msg(describe(built_in.name, &fault, &arguments))),
         };
@@ -107,7 +128,7 @@ pub(super) fn register(engine: &mut Engine, tier: Tier, strict: bool) {
 /// A failure in OPA's words, with its code in front.
 fn describe(name: &str, fault: &Fault, arguments: &[Value]) -> String {
     match fault {
-        Fault::Failed(reason) => format!("eval_builtin_error: {name}: {reason}"),
+        Fault::Failed(reason) | Fault::Limit(reason) => format!("eval_builtin_error: {name}: {reason}"),
         Fault::Type(at, wanted) => {
             let given = arguments.get(at - 1).map_or("nothing", type_name);
             format!("eval_type_error: {name}: operand {at} must be {wanted} but got {given}")

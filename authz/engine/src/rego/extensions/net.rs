@@ -79,7 +79,7 @@ fn expand(given: &Arguments<'_>) -> Answer {
     let network = network(given.string(0)?)?;
     let host_bits = network.max_prefix_len() - network.prefix_len();
     if host_bits > 16 {
-        return Err(format!("{network} has more than {MAX_ADDRESSES} addresses").into());
+        return Err(Fault::Limit(format!("{network} has more than {MAX_ADDRESSES} addresses")));
     }
     let mut addresses = Value::new_set();
     for subnet in network.subnets(network.max_prefix_len())? {

@@ -26,7 +26,10 @@ const MAX_COMPILED_BYTES: usize = 16 * 1024 * 1024;
 fn compile(pattern: &str) -> Result<Regex, Fault> {
     let mut builder = RegexBuilder::new(&for_rust(pattern));
     let built = builder.size_limit(MAX_COMPILED_BYTES).dfa_size_limit(MAX_COMPILED_BYTES).build();
-    built.map_err(|_| format!("error parsing regexp: `{pattern}`").into())
+    built.map_err(|error| match error {
+        ::regex::Error::CompiledTooBig(most) => Fault::Limit(format!("a compiled pattern may have {most} bytes")),
+        _ => format!("error parsing regexp: `{pattern}`").into(),
+    })
 }
 
 /// Go's pattern in Rust's words: classes such as `\d` hold ASCII in Go, and have no operators such as `&&`.
