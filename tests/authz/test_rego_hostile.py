@@ -109,7 +109,8 @@ class Service:
         attributes = AttributeContext(
             destination=AttributeContext.Peer(principal=CATALOG), request=AttributeContext.Request(http=http)
         )
-        return await self.front.check(CheckRequest(attributes=attributes), CATALOG)
+        checked = self.front.check(CheckRequest(attributes=attributes).SerializeToString(), CATALOG)
+        return checked if isinstance(checked, CheckResponse) else await checked
 
     async def others(self, until: Callable[[], bool]) -> float:
         """Asks what is fine until `until`, a few times at least. The most that one took of the front's own time."""
