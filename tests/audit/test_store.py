@@ -28,7 +28,7 @@ async def empty(postgres: EmbeddedPostgres, owner: asyncpg.Connection) -> AsyncI
 
 
 async def test_migrating_an_empty_database_applies_everything_and_again_nothing(empty: asyncpg.Connection) -> None:
-    assert await migrate(empty) == ["0001_records.sql", "0002_decisions.sql", "0003_audit_log.sql"]
+    assert await migrate(empty) == ["0001_records.sql", "0002_decisions.sql", "0003_audit_log.sql", "0004_notes.sql"]
     assert await migrate(empty) == []
     assert await empty.fetch("SELECT * FROM requests") == []
 
@@ -44,7 +44,7 @@ async def test_records_that_were_there_before_the_tree_are_in_it(empty: asyncpg.
         "CASE n WHEN 7 THEN $1 END FROM generate_series(1, 700) n",
         (long := secrets.token_hex(4096)),
     )
-    assert await migrate(empty) == ["0003_audit_log.sql"]
+    assert await migrate(empty) == ["0003_audit_log.sql", "0004_notes.sql"]
     assert await empty.fetchval("SELECT source_principal FROM records WHERE leaf = 6") == long[:512] + "…"
     rows = await empty.fetch("SELECT spool, sequence, link, owner FROM records ORDER BY leaf")
     leaves = b"".join(leaf_hash(*row) for row in rows)

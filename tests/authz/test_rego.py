@@ -15,6 +15,7 @@ from support.running import descendants
 
 from peltast.authz import admission
 from peltast.authz.admission import RegoAdmission
+from peltast.authz.admission_worker import Question
 from peltast.authz.revision import Revision, compile_revision
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.snapshot import load
@@ -292,14 +293,13 @@ REFUSED = [
 async def test_what_the_sidecar_tier_does_not_admit_is_refused_at_its_line(
     admit: RegoAdmission, module: str, line: int, says: str
 ) -> None:
-    revision = revision_of(rego_yaml(module))
-    (problem,) = await refusals(admit, revision)
+    text = rego_yaml(module, tier="sidecar")
+    (problem,) = await refusals(admit, revision_of(text))
     assert (problem.file, problem.field) == ("p.yaml", "spec.module")
     assert says in problem.given
     assert problem.given
     if line:
-        text = rego_yaml(module).split("\n")
-        assert text[problem.line - 1].strip() == module.strip("\n").split("\n")[line - 1]
+        assert text.split("\n")[problem.line - 1].strip() == module.strip("\n").split("\n")[line - 1]
 
 
 @pytest.mark.parametrize(("module", "line", "says"), [pytest.param(*row[1:], id=row[0]) for row in REFUSED])
@@ -307,7 +307,7 @@ async def test_what_the_sidecar_tier_does_not_admit_is_refused_at_its_line(
 async def test_what_is_refused_in_a_file_is_told_with_that_file(
     admit: RegoAdmission, module: str, line: int, says: str, name: str
 ) -> None:
-    files = {"p.yaml": rego_yaml(None, files=[name]).encode(), name: module.encode()}
+    files = {"p.yaml": rego_yaml(None, files=[name], tier="sidecar").encode(), name: module.encode()}
     (problem,) = await refusals(admit, compile_revision(load(files, "cluster.local", 1)))
     assert problem.file == name
     assert problem.line == line or (line == 0 and problem.line > 0)
@@ -320,7 +320,7 @@ async def test_what_is_refused_in_a_file_is_told_with_that_file(
         pytest.param(app("deny := true"), "data.app.allow", "the entry point data.app.allow", id="no such rule"),
         pytest.param(app("allow := true"), "data.other.allow", "the entry point data.other.allow", id="no package"),
         pytest.param(
-            app("allow if input.attributes.request.http.body == `a`"), "data.app.allow", "http.body", id="no such input"
+            app("allow if input.attributes.request.http.size == 1"), "data.app.allow", "http.size", id="no such input"
         ),
         pytest.param(app("allow if input.user == `a`"), "data.app.allow", "input.user is not available", id="no input"),
     ],
@@ -343,6 +343,44 @@ async def test_all_refused_policies_are_told_at_once(admit: RegoAdmission) -> No
 async def test_a_refused_policy_is_refused_again(admit: RegoAdmission) -> None:
     revision = revision_of(rego_yaml("nonsense"))
     assert await refusals(admit, revision) == await refusals(admit, revision)
+
+
+# Tiers ----------------------------------------------------------------------------------------------------------------
+
+CHECK_ONLY = app("allow if count(numbers.range(1, 9)) == 9")
+
+
+@pytest.mark.parametrize(
+    ("module", "more", "tier", "why", "questions"),
+    [
+        (app("allow := true"), {}, "sidecar", "sidecars admit it", 2),
+        (app("allow := true"), {"tier": "check"}, "check", "it asks for it", 2),
+        (app("allow := true"), {"timeout": "51ms"}, "check", "51ms is given, at most 50ms in the sidecar tier", 2),
+        (CHECK_ONLY, {}, "check", "RegoPolicy shop/rules:2: the built-in numbers.range is outside the sidecar tier", 3),
+    ],
+)
+async def test_a_policy_is_admitted_where_it_can_be_and_each_question_is_asked_once(
+    monkeypatch: pytest.MonkeyPatch, module: str, more: dict[str, Any], tier: str, why: str, questions: int
+) -> None:
+    asked: list[Question] = []
+    ask = RegoAdmission._ask
+
+    async def counted(self: RegoAdmission, question: Question, document: bytes) -> Any:
+        asked.append(question)
+        return await ask(self, question, document)
+
+    monkeypatch.setattr(RegoAdmission, "_ask", counted)
+    async with RegoAdmission() as admit:
+        for _ in range(2):
+            (source,) = (await admit.check(revision_of(rego_yaml(module, **more)).snapshot)).rego.values()
+            assert (source.tier, source.read) == (tier, frozenset({("app", "allow")}))
+            assert source.tier_reason.startswith(why)
+    assert len(asked) == questions
+
+
+async def test_a_policy_that_no_tier_admits_is_refused_as_the_check_tier_does(admit: RegoAdmission) -> None:
+    (problem,) = await refusals(admit, revision_of(rego_yaml(app("allow if http.send({})"))))
+    assert "for what the check tier admits" in problem.allowed
 
 
 # Hostile policies -----------------------------------------------------------------------------------------------------

@@ -51,15 +51,48 @@ def test_validate_tells_what_a_sound_folder_holds(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("rule", "fields", "tier", "why"),
+    [
+        ("true", "", "sidecar", "sidecars admit it"),
+        ("true", "tier: check", "check", "it asks for it"),
+        ("true", "timeout: 200ms", "check", "200ms is given, at most 50ms in the sidecar tier"),
+        ("count(numbers.range(1, 9)) == 9", "", "check", "3: the built-in numbers.range is outside the sidecar tier"),
+    ],
+)
+def test_validate_tells_the_tier_of_a_rego_policy_and_why(
+    folder: Path, rule: str, fields: str, tier: str, why: str
+) -> None:
+    made = REGO.replace("@RULE@", rule).replace("spec:\n", f"spec:\n  {fields}\n")
+    (folder / "policies.yaml").write_text(ALLOW + made)
+    [told] = json.loads(peltast("validate", str(folder), "--output", "json").stdout)["rego"].values()
+    assert told["tier"] == tier
+    assert told["why"].endswith(why)
+    assert f"in the {tier} tier: " in peltast("validate", str(folder)).stdout
+
+
+@pytest.mark.parametrize(
     ("text", "line", "field", "says"),
     [
         (GARBAGE, 1, "", "mapping values are not allowed"),
         (ALLOW.replace("methods", "methds"), 9, "spec.rules[0].to[0].operation.methds", "methods"),
         (ALLOW + REGO.replace("@RULE@", "{"), 18, "spec.module", ""),
         (ALLOW + REGO.replace("@RULE@", "no_such_builtin(1)"), 20, "spec.module", "no_such_builtin"),
-        (ALLOW + REGO.replace("@RULE@", "count(numbers.range(1, 9))"), 20, "spec.module", "outside the sidecar tier"),
+        (
+            ALLOW + REGO.replace("@RULE@", "count(numbers.range(1, 9))").replace("entry", "tier: sidecar\n  entry"),
+            20,
+            "spec.module",
+            "outside the sidecar tier",
+        ),
+        (ALLOW + REGO.replace("@RULE@", "http.send({})"), 20, "spec.module", "for what the check tier admits"),
     ],
-    ids=["garbage", "unknown field", "Rego that does not compile", "unknown built-in", "outside the sidecar tier"],
+    ids=[
+        "garbage",
+        "unknown field",
+        "Rego that does not compile",
+        "unknown built-in",
+        "outside the sidecar tier",
+        "outside both",
+    ],
 )
 def test_validate_names_file_line_and_field(folder: Path, text: str, line: int, field: str, says: str) -> None:
     (folder / "policies.yaml").write_text(text)

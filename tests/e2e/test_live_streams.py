@@ -45,11 +45,14 @@ class Running:
         self._reader, self._writer = reader, writer
 
     @classmethod
-    async def begin(cls, path: str, headers: Mapping[str, str] | None = None) -> Running:
+    async def begin(cls, path: str, headers: Mapping[str, str] | None = None, body: bytes = b"") -> Running:
         reader, writer = await asyncio.open_connection(CLIENT, EGRESS_PORT)
         merged = {"host": "server.shop.svc.cluster.local", **(headers or {})}
-        lines = [f"GET {path} HTTP/1.1", *(f"{name}: {value}" for name, value in merged.items()), "", ""]
-        writer.write("\r\n".join(lines).encode())
+        if body:
+            merged |= {"content-length": str(len(body)), "content-type": "application/json"}
+        method = "POST" if body else "GET"
+        lines = [f"{method} {path} HTTP/1.1", *(f"{name}: {value}" for name, value in merged.items()), "", ""]
+        writer.write("\r\n".join(lines).encode() + body)
         head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 15)
         assert head.split()[1] in {b"200", b"101"}, head
         return cls(reader, writer)
@@ -218,3 +221,38 @@ async def test_one_stream_of_a_connection_ends_and_the_others_go_on(folder: Path
 async def _read_all(stream: Any) -> None:
     while await stream.read():
         pass
+
+
+AMOUNTS = """
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: asks, namespace: shop}
+spec:
+  selector: {matchLabels: {app: server}}
+  action: CUSTOM
+  provider: {name: amounts}
+  rules: [{to: [{operation: {paths: ["/live/*"]}}]}]
+---
+apiVersion: peltast.dev/v1
+kind: RegoPolicy
+metadata: {name: amounts, namespace: shop}
+spec:
+  entrypoint: data.amounts.allow
+  module: |
+    package amounts
+    allow if input.parsed_body.amount < @LIMIT@
+"""
+
+
+async def test_the_body_that_a_stream_came_with_is_decided_about_again(folder: Path, state: Path) -> None:
+    (folder / "mesh.yaml").write_text((folder / "mesh.yaml").read_text().replace("echo.py", "streams.py"))
+    (folder / "policies.yaml").write_text(AMOUNTS.replace("@LIMIT@", "1000"))
+    async with RunningMesh(folder, state) as mesh:
+        large = await Running.begin("/live/large", body=b'{"amount": 900}')
+        small = await Running.begin("/live/small", body=b'{"amount": 90}')
+        assert await large.goes_on()
+        (folder / "policies.yaml").write_text(AMOUNTS.replace("@LIMIT@", "100"))
+        await large.seconds_to_end()
+        assert await small.goes_on()
+        assert await ended_by(mesh, "/live/large") == "rego_denied"
+        small.close()

@@ -50,6 +50,35 @@ metadata: {name: answers, namespace: shop}
 spec: {entrypoint: data.answers.allow, tier: check, module: "package answers\\nallow := true"}
 """
 
+OF_WHAT_IS_SENT = """
+---
+apiVersion: peltast.dev/v1
+kind: RateLimitPolicy
+metadata: {name: sent, namespace: shop}
+spec:
+  limits:
+    - rules: [{to: [{operation: {paths: [/open/sent]}}]}]
+      rates: [{requests: 2, per: 1d}]
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata: {name: reads, namespace: shop}
+spec:
+  selector: {matchLabels: {app: server}}
+  action: CUSTOM
+  provider: {name: reads}
+  rules: [{to: [{operation: {paths: [/open/sent]}}]}]
+---
+apiVersion: peltast.dev/v1
+kind: RegoPolicy
+metadata: {name: reads, namespace: shop}
+spec:
+  entrypoint: data.reads.allow
+  module: |
+    package reads
+    allow if { print("read", input.parsed_body.a); input.parsed_body.a > 1 }
+"""
+
 
 async def ask_many(path: str, number: int, **headers: str) -> list[Response]:
     """As many requests, over connections to several workers at once."""
@@ -125,3 +154,24 @@ async def test_each_key_is_admitted_exactly_as_often_as_its_limit_says(folder: P
         await eventually(passes, "another rule is in force")
         again = await ask_many("/open/counted/", 5, **{"x-tenant": "a"})
         assert statuses(again) == Counter({429: 5}), "the buckets outlive the program"
+
+
+async def test_a_request_whose_body_is_read_is_counted_if_that_allows_it(folder: Path, state: Path) -> None:
+    (folder / "policies.yaml").write_text(ALLOW + OF_WHAT_IS_SENT)
+    async with RunningMesh(folder, state) as mesh:
+        connection = await Connection.open(CLIENT, EGRESS_PORT)
+        headers = {"content-type": "application/json"}
+        sent = [b'{"a": %d}' % number for number in (1, 2, 1, 3, 4)]
+        responses = [await connection.ask("POST", "/open/sent", headers, body) for body in sent]
+        connection.close()
+        assert [response.status for response in responses] == [403, 200, 403, 200, 429]
+        assert [response.json()["body"] for response in responses if response.status == 200] == ['{"a": 2}', '{"a": 3}']
+
+        database = await mesh.connect()
+
+        async def recorded() -> bool:
+            row = await database.fetchrow("SELECT policy, prints FROM records WHERE reason = 'rate_limited'")
+            return row is not None and tuple(row) == ("shop/sent", "RegoPolicy shop/reads:2: read 4")
+
+        await eventually(recorded, "what the policy printed is on record though a limit refuses the request")
+        await database.close()

@@ -26,19 +26,25 @@ class Echo(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self.path = b""
         self.headers: dict[str, str] = {}
+        self.body = b""
 
     def on_url(self, url: bytes) -> None:
         self.path += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self.headers[name.decode("latin-1").lower()] = value.decode("latin-1")
+        key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+        self.headers[key] = f"{self.headers[key]},{text}" if key in self.headers else text
+
+    def on_body(self, body: bytes) -> None:
+        self.body += body
 
     def on_message_complete(self) -> None:
         if self.seen is not None:
             # One write of a line: what is noted is noted whole, and before the answer.
             os.write(self.seen, f"{self.headers.get('x-request-id', '')}\n".encode())
         method = self.parser.get_method().decode()
-        body = json.dumps({"method": method, "path": self.path.decode("latin-1"), "headers": self.headers}).encode()
+        seen = {"method": method, "path": self.path.decode("latin-1"), "headers": self.headers}
+        body = json.dumps({**seen, "body": self.body.decode("latin-1")}).encode()
         self.transport.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)  # type: ignore[attr-defined]
 
 

@@ -35,11 +35,22 @@ class Connection:
     async def ask(
         self, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
     ) -> Response:
-        lines = [f"{method} {path} HTTP/1.1"]
-        merged = {"host": "server.shop.svc.cluster.local", "content-length": str(len(body)), **(headers or {})}
-        lines += [f"{name}: {value}" for name, value in merged.items()]
-        self._writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
+        self._writer.write(_head(method, path, {"content-length": str(len(body)), **(headers or {})}) + body)
         self.asked += 1
+        return await asyncio.wait_for(self._response(method), 15)
+
+    async def ask_in_pieces(
+        self, method: str, path: str, headers: Mapping[str, str], body: bytes, size: int
+    ) -> Response:
+        """Sends `body` chunked, in pieces of `size` bytes, each flushed by itself."""
+        self._writer.write(_head(method, path, {"transfer-encoding": "chunked", **headers}))
+        self.asked += 1
+        for start in range(0, len(body), size):
+            piece = body[start : start + size]
+            self._writer.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+            await self._writer.drain()
+            await asyncio.sleep(0)
+        self._writer.write(b"0\r\n\r\n")
         return await asyncio.wait_for(self._response(method), 15)
 
     async def _response(self, method: str) -> Response:
@@ -58,10 +69,17 @@ class Connection:
         self._writer.close()
 
 
-async def ask(host: str, port: int, method: str, path: str, headers: Mapping[str, str] | None = None) -> Response:
+def _head(method: str, path: str, headers: Mapping[str, str]) -> bytes:
+    lines = [f"{name}: {value}" for name, value in {"host": "server.shop.svc.cluster.local", **headers}.items()]
+    return "\r\n".join([f"{method} {path} HTTP/1.1", *lines, "", ""]).encode("latin-1")
+
+
+async def ask(
+    host: str, port: int, method: str, path: str, headers: Mapping[str, str] | None = None, body: bytes = b""
+) -> Response:
     """One request over a connection of its own."""
     connection = await Connection.open(host, port)
     try:
-        return await connection.ask(method, path, headers)
+        return await connection.ask(method, path, headers, body)
     finally:
         connection.close()

@@ -58,6 +58,8 @@ TEXT_FIELDS = (
     "query",
     "request_headers",
     "claims",
+    "prints",
+    "annotations",
 )
 _FIELDS = BYTES_FIELDS + NUMBER_FIELDS + TEXT_FIELDS
 _OWN = (

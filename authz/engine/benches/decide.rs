@@ -89,6 +89,7 @@ impl Bench {
             scheme: b"https",
             protocol: b"HTTP/1.1",
             headers,
+            body: None,
             told: Told::All,
         };
         let request = Request { connection, http: Some(http) };
@@ -97,7 +98,7 @@ impl Bench {
             Verdict::Decided(answer) => {
                 assert!(answer.cached == cached && answer.decision.status == 200, "{:?}", answer.decision);
             }
-            Verdict::Ask(_) => panic!("nobody is asked"),
+            Verdict::Ask(_) | Verdict::AwaitBody(_) => panic!("nobody is asked"),
         }
     }
 

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use crate::decision::{Decision, Lifetime};
 
-/// Bytes that an entry takes beside its key and a shadow: the decision and the table's share.
+/// Bytes that an entry takes beside its key and what its decision says at length: the decision and the table's share.
 const ENTRY_BYTES: usize = 512;
 
 struct Entry {
@@ -21,7 +21,7 @@ struct Entry {
 impl Entry {
     /// What it takes with a key of `length` bytes.
     fn bytes(&self, length: usize) -> usize {
-        length + ENTRY_BYTES + self.decision.shadow.as_ref().map_or(0, |shadow| shadow.bytes())
+        length + ENTRY_BYTES + self.decision.extra_bytes()
     }
 }
 

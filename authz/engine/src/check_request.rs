@@ -9,6 +9,9 @@ use std::collections::HashMap;
 
 use prost::Message;
 
+/// The context extension by which a sidecar of ours says that there is more of the body than the question has.
+pub const TRUNCATED_KEY: &str = "peltast.dev/truncated-body";
+
 /// The question.
 #[derive(Clone, PartialEq, Message)]
 pub struct CheckRequest {
@@ -79,6 +82,11 @@ pub struct HttpRequest {
     pub scheme: String,
     #[prost(string, tag = "10")]
     pub protocol: String,
+    /// The body as text, or the next field has it as bytes.
+    #[prost(string, tag = "11")]
+    pub body: String,
+    #[prost(bytes = "vec", tag = "12")]
+    pub raw_body: Vec<u8>,
     /// One by one and as bytes: joined and as text, a value could hide behind another.
     #[prost(message, optional, tag = "13")]
     pub header_map: Option<HeaderMap>,

@@ -7,12 +7,13 @@ use regorus::Engine;
 use crate::attribute::{Attribute, Facts};
 use crate::cache::DecisionCache;
 use crate::counters::Counters;
-use crate::decision::{Decision, Effect, Lifetime, Reason, Source};
+use crate::decision::{Decision, Effect, Lifetime, Metadata, Reason, Source};
 use crate::document::{Action, Condition, OnError, Policy, Rule, Tier};
 use crate::index::Policies;
+use crate::notes::Notes;
 use crate::pattern::Pattern;
 use crate::program::Program;
-use crate::rego::{Rego, Ruling};
+use crate::rego::{BodyFault, Rego, RegoFailure, Ruling};
 use crate::request::{Http, Request, Told};
 use crate::shadow::Shadow;
 use crate::token::{Token, TokenCache, Trust, VerifiedHeaders};
@@ -39,6 +40,8 @@ pub enum Verdict {
     Decided(Answer),
     /// The check service must be asked.
     Ask(Question),
+    /// So many bytes of the body must be read first, or all of it.
+    AwaitBody(usize),
 }
 
 /// A decision about one request.
@@ -160,6 +163,7 @@ impl Decider {
                 }
                 Verdict::Decided(Answer { decision, cached: false, token })
             }
+            Outcome::AwaitBody(limit) => Verdict::AwaitBody(limit),
             Outcome::Ask { rego, unanswered } => Verdict::Ask(Question {
                 key: rego.attributes().map(|_| self.key.as_slice().into()),
                 timeout_ms: rego.timeout_ms,
@@ -223,12 +227,16 @@ impl Decider {
     }
 
     fn evaluate<'p>(&mut self, program: &'p Arc<Program>, facts: &Facts<'_>) -> Outcome<'p> {
-        let mut state = State { lifetime: Lifetime::Program, failed_open: false, allowed: None };
+        let mut state = State::new();
         let shadow = Shadow::of(program, facts);
         let mut asked = None;
         for custom in &program.custom {
             let Some(rule) = custom.policy.matching(facts) else { continue };
             let rego = &program.rego[custom.provider];
+            if rego.awaits_body(facts) {
+                return Outcome::AwaitBody(program.body_limit());
+            }
+            let notes = &mut state.notes;
             let ruling = if rego.reads_unknown(facts) {
                 Err(Failure::Unknown)
             } else if rego.tier == Tier::Check && !self.evaluates_check_tier {
@@ -236,14 +244,16 @@ impl Decider {
                 Err(Failure::Unanswered)
             } else {
                 let evaluator = self.evaluators.get(program, custom.provider);
-                rego.evaluate(evaluator, facts).map_err(Failure::Rego)
+                rego.evaluate(evaluator, facts, notes).map_err(Failure::from)
             };
             if let Some(denied) = state.apply(rego, ruling, program, (&custom.policy.name, rule)) {
-                return Outcome::of(program, Decision { shadow, ..denied }, asked);
+                let notes = state.noted();
+                return Outcome::of(program, Decision { shadow, notes, ..denied }, asked);
             }
         }
+        let notes = state.noted();
         let decision = state.conclude(program, by_rules(program, facts));
-        Outcome::of(program, Decision { shadow, ..decision }, asked)
+        Outcome::of(program, Decision { shadow, notes, ..decision }, asked)
     }
 }
 
@@ -267,6 +277,7 @@ fn write_key(program: &Program, facts: &Facts<'_>, key: &mut Vec<u8>) {
 
 enum Outcome<'p> {
     Decided(Decision),
+    AwaitBody(usize),
     /// `rego` must be asked; `unanswered` holds where it cannot be.
     Ask {
         rego: &'p Rego,
@@ -290,8 +301,19 @@ enum Failure {
     Rego(String),
     /// It reads what is not known of the request.
     Unknown,
+    /// It cannot be asked about the body.
+    Body(BodyFault),
     /// Only the check service can say.
     Unanswered,
+}
+
+impl From<RegoFailure> for Failure {
+    fn from(failure: RegoFailure) -> Self {
+        match failure {
+            RegoFailure::Body(fault) => Self::Body(fault),
+            RegoFailure::Failed(detail) => Self::Rego(detail),
+        }
+    }
 }
 
 /// What the Rego policies of one request have said so far.
@@ -299,9 +321,19 @@ struct State {
     lifetime: Lifetime,
     failed_open: bool,
     allowed: Option<Decision>,
+    notes: Notes,
 }
 
 impl State {
+    fn new() -> Self {
+        Self { lifetime: Lifetime::Program, failed_open: false, allowed: None, notes: Notes::default() }
+    }
+
+    fn noted(&mut self) -> Option<Arc<Notes>> {
+        let notes = std::mem::take(&mut self.notes);
+        (!notes.is_empty()).then(|| Arc::new(notes))
+    }
+
     /// Takes in what `rego` answered; gives a decision where that ends the matter.
     fn apply(
         &mut self,
@@ -315,26 +347,28 @@ impl State {
         }
         let decided = |effect, reason| Decision::without_policy(effect, reason, program.hash).by(policy, rule);
         match ruling {
-            Ok(Ruling { allowed: true, headers, .. }) => {
-                let mut decision = decided(Effect::Allow, Reason::RegoAllowed);
-                decision.headers = headers;
-                self.merge(decision);
+            Ok(Ruling { allowed: true, headers, query, metadata, .. }) => {
+                let metadata = metadata.map(Arc::new);
+                self.merge(Decision { headers, query, metadata, ..decided(Effect::Allow, Reason::RegoAllowed) });
                 None
             }
-            Ok(Ruling { allowed: false, status, headers, body }) => {
+            Ok(Ruling { allowed: false, status, headers, metadata, body, .. }) => {
                 let decision = decided(Effect::Deny, Reason::RegoDenied);
                 let status = status.unwrap_or(decision.status);
-                let denied = Decision { status, headers, body, lifetime: self.lifetime, ..decision };
+                let (lifetime, metadata) = (self.lifetime, metadata.map(Arc::new));
+                let denied = Decision { status, headers, metadata, body, lifetime, ..decision };
                 Some(denied.challenged(&program.principal))
             }
             Err(failure) => {
                 self.lifetime = Lifetime::Once;
+                let denied = |reason, detail| {
+                    Some(Decision { lifetime: Lifetime::Once, detail, ..decided(Effect::Deny, reason) })
+                };
                 let (reason, detail) = match failure {
-                    // No failure that passes: `onError: allow` would open for every such request.
-                    Failure::Unknown => {
-                        let denied = decided(Effect::Deny, Reason::AttributeUnknown);
-                        return Some(Decision { lifetime: Lifetime::Once, ..denied });
-                    }
+                    // No failures that pass: `onError: allow` would open for every such request.
+                    Failure::Unknown => return denied(Reason::AttributeUnknown, None),
+                    Failure::Body(BodyFault::TooLarge(why)) => return denied(Reason::BodyTooLarge, Some(why)),
+                    Failure::Body(BodyFault::Malformed(why)) => return denied(Reason::BodyMalformed, Some(why)),
                     Failure::Rego(detail) => (Reason::RegoFailed, Some(detail)),
                     Failure::Unanswered => (Reason::CheckUnreachable, None),
                 };
@@ -343,19 +377,17 @@ impl State {
                     self.merge(Decision { detail, ..decided(Effect::Allow, reason) });
                     return None;
                 }
-                Some(Decision { detail, lifetime: Lifetime::Once, ..decided(Effect::Deny, reason) })
+                denied(reason, detail)
             }
         }
     }
 
-    /// Several Rego policies may allow: the last is named, the headers of all are kept.
+    /// Several Rego policies may allow: the last is named, what all of them want is done, one after the other.
     fn merge(&mut self, mut decision: Decision) {
         if let Some(earlier) = self.allowed.take() {
-            let mut headers = earlier.headers;
-            headers.request_set.append(&mut decision.headers.request_set);
-            headers.request_remove.append(&mut decision.headers.request_remove);
-            headers.response_add.append(&mut decision.headers.response_add);
-            decision.headers = headers;
+            decision.headers = earlier.headers.then(decision.headers);
+            decision.query = earlier.query.then(decision.query);
+            decision.metadata = both(earlier.metadata, decision.metadata);
             decision.detail = decision.detail.or(earlier.detail);
         }
         self.allowed = Some(decision);
@@ -367,7 +399,8 @@ impl State {
             (None, None) => Decision::without_policy(Effect::Allow, Reason::NoAllowPolicy, program.hash),
             (None, Some(custom)) => custom,
             (Some(allowed), Some(custom)) if allowed.effect == Effect::Allow => {
-                Decision { headers: custom.headers, detail: custom.detail, ..allowed }
+                let Decision { headers, query, metadata, detail, .. } = custom;
+                Decision { headers, query, metadata, detail, ..allowed }
             }
             (Some(decision), _) => decision,
         };
@@ -377,6 +410,13 @@ impl State {
         }
         decision
     }
+}
+
+/// The members of both; where they have the same, those of the later.
+fn both(earlier: Option<Arc<Metadata>>, later: Option<Arc<Metadata>>) -> Option<Arc<Metadata>> {
+    let (Some(earlier), Some(later)) = (&earlier, &later) else { return earlier.or(later) };
+    let members = earlier.iter().chain(later.iter()).map(|(name, value)| (name.clone(), value.clone()));
+    Some(Arc::new(members.collect()))
 }
 
 /// What DENY and ALLOW policies say; none where neither kind has a word in it.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::notes::Notes;
+use crate::query_parameters::QueryOperations;
 use crate::shadow::Shadow;
 use crate::Hash;
 
@@ -75,6 +77,10 @@ reasons! {
     CheckUnreachable = "check_unreachable",
     /// A policy reads what the proxy that asks does not tell.
     AttributeUnknown = "attribute_unknown",
+    /// The body is longer than a policy reads.
+    BodyTooLarge = "body_too_large",
+    /// The body is not what its content type says, and a policy reads it.
+    BodyMalformed = "body_malformed",
     /// The token is not a JWS with JSON objects in it.
     TokenMalformed = "token_malformed",
     /// The token is over 16 KB.
@@ -142,6 +148,8 @@ impl Reason {
             | Self::TokenExpired
             | Self::TokenRevoked
             | Self::TokenNotYetValid => 401,
+            Self::BodyMalformed => 400,
+            Self::BodyTooLarge => 413,
             Self::RateLimited => 429,
             Self::NotReady | Self::SpoolUnavailable | Self::RateLimitUnavailable => 503,
             Self::InternalError => 500,
@@ -153,7 +161,7 @@ impl Reason {
 /// What a policy wants done to headers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HeaderOperations {
-    /// Set on the request before it goes on.
+    /// Set on the request before it goes on. A name that is there more than once has several values.
     pub request_set: Vec<(String, String)>,
     /// Removed from the request before it goes on.
     pub request_remove: Vec<String>,
@@ -188,6 +196,10 @@ pub struct Decision {
     pub program: Hash,
     /// What the policy wants done to headers.
     pub headers: HeaderOperations,
+    /// What the policy wants done to the query.
+    pub query: QueryOperations,
+    /// What the policy says to other filters and to access logs.
+    pub metadata: Option<Arc<Metadata>>,
     /// Body of the response that a denied request gets.
     pub body: Option<String>,
     /// How long it may be remembered.
@@ -198,7 +210,12 @@ pub struct Decision {
     pub tells_policy: bool,
     /// What policies that are not enforced say, where there are any.
     pub shadow: Option<Arc<Shadow>>,
+    /// What Rego policies say for people, where they do.
+    pub notes: Option<Arc<Notes>>,
 }
+
+/// Dynamic metadata: an object of JSON.
+pub type Metadata = serde_json::Map<String, serde_json::Value>;
 
 impl HeaderOperations {
     /// These operations and then `later`, as one that may be done in any order: what is set at last is not removed.
@@ -213,6 +230,11 @@ impl HeaderOperations {
     }
 }
 
+/// About as many bytes as these values take in memory.
+fn json_bytes<'v>(values: impl Iterator<Item = &'v serde_json::Value>) -> usize {
+    values.map(|value| size_of_val(value) + value.to_string().len()).sum()
+}
+
 fn sets(headers: &[(String, String)], name: &str) -> bool {
     headers.iter().any(|(set, _)| set.eq_ignore_ascii_case(name))
 }
@@ -222,6 +244,18 @@ fn contains(names: &[String], name: &str) -> bool {
 }
 
 impl Decision {
+    /// Bytes that it takes beside its own size, of what has no bound that is small.
+    pub(crate) fn extra_bytes(&self) -> usize {
+        let pairs =
+            |pairs: &[(String, String)]| pairs.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>();
+        let headers = pairs(&self.headers.request_set) + pairs(&self.headers.response_add);
+        let metadata = self.metadata.as_ref().map_or(0, |metadata| json_bytes(metadata.values()));
+        let notes = self.notes.as_ref().map_or(0, |notes| notes.bytes());
+        let shadow = self.shadow.as_ref().map_or(0, |shadow| shadow.bytes());
+        let body = self.body.as_ref().map_or(0, String::len);
+        headers + metadata + notes + shadow + body + self.query.bytes()
+    }
+
     /// A decision for `reason` that no policy made.
     pub fn without_policy(effect: Effect, reason: Reason, program: Hash) -> Self {
         let status = if effect == Effect::Allow { 200 } else { reason.status() };
@@ -234,11 +268,14 @@ impl Decision {
             source: Source::Engine,
             program,
             headers: HeaderOperations::default(),
+            query: QueryOperations::default(),
+            metadata: None,
             body: None,
             lifetime: Lifetime::Program,
             detail: None,
             tells_policy: false,
             shadow: None,
+            notes: None,
         }
     }
 

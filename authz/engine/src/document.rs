@@ -152,6 +152,26 @@ pub(crate) struct RegoPolicy {
     pub(crate) tier: Tier,
     pub(crate) on_error: OnError,
     pub(crate) timeout_ms: u32,
+    #[serde(default)]
+    pub(crate) body: BodySettings,
+}
+
+/// How a Rego policy reads the bodies of requests, if it does.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct BodySettings {
+    /// Bytes that it reads at most.
+    pub(crate) limit: usize,
+    /// Whether it reads so much of a longer body; else such a request is denied.
+    pub(crate) partial: bool,
+    /// A FileDescriptorSet by which messages of gRPC are read, in base64.
+    pub(crate) descriptors: Option<String>,
+}
+
+impl Default for BodySettings {
+    fn default() -> Self {
+        Self { limit: 64 * 1024, partial: false, descriptors: None }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
@@ -234,6 +254,7 @@ mod tests {
             "rego": [{
                 "name": "a/r", "modules": {"p.rego": "package p\nallow := true\n"}, "data": {"roles": {"ada": ["x"]}},
                 "entrypoint": "data.p.allow", "tier": "sidecar", "on_error": "deny", "timeout_ms": 1000,
+                "body": {"limit": 10, "partial": true},
             }],
             "policies": [
                 {"name": "a/c", "action": "CUSTOM", "provider": "a/r", "dry_run": false, "rules": []},
@@ -289,6 +310,10 @@ mod tests {
             ("/rego/0/tier", json!("moon"), "unknown variant"),
             ("/rego/0/on_error", json!("ALLOW"), "unknown variant"),
             ("/rego/0/timeout_ms", json!(-1), "invalid value"),
+            ("/rego/0/body", json!({"limit": -1}), "invalid value"),
+            ("/rego/0/body", json!({"colour": 1}), "unknown field"),
+            ("/rego/0/body", json!({"descriptors": "?"}), "descriptors"),
+            ("/rego/0/body", json!({"descriptors": "AAAA"}), "descriptors"),
             ("/rego/0/modules", json!({"p.rego": 1}), "invalid type"),
             ("/rego/0/modules", json!({"p.rego": "package"}), "a/r"),
             ("/rego/0/data", json!({"p": {"allow": false}}), "data.p.allow, which is a rule"),
@@ -333,6 +358,7 @@ mod tests {
     #[test]
     fn members_are_neither_missing_nor_more() {
         let optional = [
+            "body",
             "dry_run",
             "service_ports",
             "path_normalization",

@@ -18,11 +18,13 @@ pub mod document;
 pub mod head;
 mod index;
 mod mapped;
+mod notes;
 pub mod path;
 mod pattern;
 pub mod program;
 #[cfg(feature = "python")]
 mod python;
+mod query_parameters;
 pub mod quota;
 pub mod ratchet;
 pub mod record;
@@ -35,6 +37,7 @@ pub mod shadow;
 pub mod spool;
 pub mod start;
 pub mod stored;
+mod strict_json;
 mod template;
 #[cfg(test)]
 mod testing;
@@ -44,10 +47,12 @@ pub mod usage;
 
 pub use attribute::Attribute;
 pub use decide::{Answer, Decider, Question, Verdict};
-pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Reason, Source};
+pub use decision::{Decision, Effect, HeaderOperations, Lifetime, Metadata, Reason, Source};
+pub use notes::{Notes, MAX_NOTE_BYTES};
 pub use program::{LoadError, Program};
-pub use rego::{data_read, QueryError, RegoError, RegoQuery};
-pub use request::{Connection, EditRequest, HeaderList, Headers, Http, Request, Told};
+pub use query_parameters::QueryOperations;
+pub use rego::{data_read, is_enough, QueryError, RegoError, RegoQuery};
+pub use request::{Body, Connection, EditRequest, HeaderList, Headers, Http, Request, Told};
 pub use shadow::Shadow;
 pub use token::keys::KeySets;
 pub use token::revocations::Revocations;

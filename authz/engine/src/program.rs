@@ -210,6 +210,11 @@ impl Program {
         self.plaintext.contains(&port)
     }
 
+    /// How many bytes of a body its policies read at most.
+    pub(crate) fn body_limit(&self) -> usize {
+        self.rego.iter().filter_map(Rego::body_limit).max().unwrap_or_default()
+    }
+
     /// Whether requests that are allowed are to be counted: see [`crate::quota::Quotas`].
     pub fn has_limits(&self) -> bool {
         !self.limits.is_empty()

@@ -14,7 +14,7 @@ use crate::quota::{Admission, Mount, Quotas, Standing, Waker};
 use crate::record::{self, Field, Type};
 use crate::request::{EditRequest, HeaderList, Headers, Request, Told};
 use crate::{
-    Answer, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question,
+    Answer, Body, Connection, Decider, Effect, Hash, HeaderOperations, Http, KeySets, Lifetime, Program, Question,
     Revocations, Shadow, Source, Trust, Verdict,
 };
 
@@ -119,6 +119,9 @@ struct PyRequest {
     scheme: Vec<u8>,
     protocol: Vec<u8>,
     headers: HeaderList,
+    /// The body, and whether that is all of it.
+    body: Vec<u8>,
+    is_body_whole: bool,
     /// The headers that are known, where not all of the request is.
     told: Option<Vec<String>>,
     /// Whom a CheckRequest says that it is for.
@@ -133,7 +136,7 @@ impl PyRequest {
     #[new]
     #[pyo3(signature = (*, method=None, host=String::new(), path=String::new(), scheme=String::new(),
                         protocol=String::new(), headers=Vec::new(), source_principal=None, source_ip=None,
-                        source_port=0, destination_ip=None, destination_port=0, sni=None, told=None))]
+                        source_port=0, destination_ip=None, destination_port=0, sni=None, body=Vec::new(), is_body_whole=true, told=None))]
     #[allow(clippy::too_many_arguments)] // keyword arguments of a Python class
     fn new(
         method: Option<String>,
@@ -148,6 +151,8 @@ impl PyRequest {
         destination_ip: Option<&str>,
         destination_port: u16,
         sni: Option<String>,
+        body: Vec<u8>,
+        is_body_whole: bool,
         told: Option<Vec<String>>,
     ) -> PyResult<Self> {
         let ip = |text: Option<&str>| text.map(|text| text.parse().map_err(refused)).transpose();
@@ -165,6 +170,8 @@ impl PyRequest {
             scheme: scheme.into_bytes(),
             protocol: protocol.into_bytes(),
             headers: HeaderList(headers.into_iter().map(header).collect()),
+            body,
+            is_body_whole,
             told: told.map(|names| names.iter().map(|name| name.to_ascii_lowercase()).collect()),
             destination_principal: String::new(),
             destination_address: String::new(),
@@ -195,6 +202,8 @@ impl PyRequest {
                 scheme: &self.scheme,
                 protocol: &self.protocol,
                 headers: &self.headers,
+                // What is not told is not read: no policy takes it for the body.
+                body: self.told.is_none().then_some(Body { bytes: &self.body, is_whole: self.is_body_whole }),
                 told: self.told.as_deref().map_or(Told::All, Told::Headers),
             }),
         })
@@ -260,6 +269,14 @@ struct PyDecision {
     policy_headers_to_set: Vec<(String, String)>,
     policy_headers_to_remove: Vec<String>,
     response_headers_to_add: Vec<(String, String)>,
+    query_parameters_to_set: Vec<(String, String)>,
+    query_parameters_to_remove: Vec<String>,
+    /// Names as which the request has these parameters, where it escapes them otherwise.
+    query_parameters_respelled: Vec<String>,
+    /// As JSON; empty where there is none.
+    dynamic_metadata: String,
+    prints: String,
+    annotations: String,
     body: Option<String>,
     cacheable: bool,
     detail: Option<String>,
@@ -287,6 +304,7 @@ impl PyDecision {
         let mut edited = EditedRequest::of(request, program);
         program.edit(token, &mut edited);
         let headers = edited.operations.then(decision.headers.clone());
+        let notes = decision.notes.as_deref().cloned().unwrap_or_default();
         Self {
             allowed: decision.effect == Effect::Allow,
             status: decision.status,
@@ -305,6 +323,14 @@ impl PyDecision {
             policy_headers_to_set: decision.headers.request_set,
             policy_headers_to_remove: decision.headers.request_remove,
             response_headers_to_add: decision.headers.response_add,
+            query_parameters_respelled: decision.query.other_spellings(&request.path),
+            query_parameters_to_set: decision.query.set,
+            query_parameters_to_remove: decision.query.remove,
+            dynamic_metadata: decision.metadata.map_or_else(String::new, |metadata| {
+                serde_json::Value::Object(Arc::unwrap_or_clone(metadata)).to_string()
+            }),
+            prints: notes.prints,
+            annotations: notes.annotations,
             body: decision.body,
             cacheable: decision.lifetime != Lifetime::Once,
             detail: decision.detail,
@@ -399,6 +425,7 @@ impl PyLocalDecider {
         match verdict(&mut self.0, program, keys, revocations, request, now_ms) {
             Verdict::Decided(answer) => Ok(Py::new(py, PyDecision::of(answer, &program.0, request))?.into_any()),
             Verdict::Ask(question) => Ok(Py::new(py, PyQuestion(question))?.into_any()),
+            Verdict::AwaitBody(_) => Err(refused("the body is not known")),
         }
     }
 }

@@ -176,6 +176,8 @@ fields! {
     Query = 70 Text "query",
     RequestHeaders = 71 Text "request_headers",
     Claims = 72 Text "claims",
+    Prints = 73 Text "prints",
+    Annotations = 74 Text "annotations",
 }
 
 impl Field {

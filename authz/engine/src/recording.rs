@@ -131,9 +131,18 @@ impl Recording {
 
     /// Whether some value is hashed.
     pub fn hashes(&self) -> bool {
+        self.treatments().any(|one| one == Treatment::Hash)
+    }
+
+    /// Whether some value is not written as it is.
+    pub fn hides(&self) -> bool {
+        self.treatments().any(|one| one != Treatment::Keep)
+    }
+
+    fn treatments(&self) -> impl Iterator<Item = Treatment> + '_ {
         let chosen = self.headers.iter().map(|header| header.treatment);
         let chosen = chosen.chain(self.claims.iter().map(|claim| claim.treatment));
-        chosen.chain([self.query, self.token_subject, self.source_address]).any(|one| one == Treatment::Hash)
+        chosen.chain([self.query, self.token_subject, self.source_address])
     }
 
     /// Whether a request of this decision has no records of its own and is counted.

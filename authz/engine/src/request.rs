@@ -43,8 +43,24 @@ pub struct Http<'a> {
     pub protocol: &'a [u8],
     /// All other headers.
     pub headers: &'a dyn Headers,
+    /// Its body, or what was read of it; none where that was not.
+    pub body: Option<Body<'a>>,
     /// What is known of it.
     pub told: Told<'a>,
+}
+
+/// The body of a request.
+#[derive(Clone, Copy, Debug)]
+pub struct Body<'a> {
+    /// The bytes that were read.
+    pub bytes: &'a [u8],
+    /// Whether there are no more.
+    pub is_whole: bool,
+}
+
+impl Body<'static> {
+    /// That of a request which has none.
+    pub const EMPTY: Self = Self { bytes: b"", is_whole: true };
 }
 
 /// What of a request is known to the mount. What is not is *unknown*: not the same as absent.
@@ -77,6 +93,7 @@ impl Http<'static> {
         scheme: b"",
         protocol: b"",
         headers: &HeaderList(Vec::new()),
+        body: None,
         told: Told::All,
     };
 }

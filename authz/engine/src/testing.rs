@@ -6,7 +6,7 @@ use serde_json::{json, Value};
 
 use crate::document::Authentication;
 use crate::{
-    Answer, Connection, Decider, HeaderList, Http, KeySets, Program, Request, Revocations, Told, Trust, Verdict,
+    Answer, Body, Connection, Decider, HeaderList, Http, KeySets, Program, Request, Revocations, Told, Trust, Verdict,
 };
 
 /// A moment, in milliseconds since 1970.
@@ -60,6 +60,13 @@ impl Document {
                 "on_error": on_error, "timeout_ms": 1000,
             }),
         );
+        self
+    }
+
+    /// Says more of the last RegoPolicy.
+    pub(crate) fn rego(mut self, member: &str, value: Value) -> Self {
+        let last = self.0["rego"].as_array_mut().and_then(|rego| rego.last_mut()).expect("a RegoPolicy");
+        last[member] = value;
         self
     }
 
@@ -131,6 +138,8 @@ pub(crate) struct Sample {
     pub(crate) path: String,
     pub(crate) headers: Vec<(&'static str, String)>,
     pub(crate) is_http: bool,
+    /// What was read of the body, and whether that is all.
+    pub(crate) body: Option<(Vec<u8>, bool)>,
 }
 
 impl Default for Sample {
@@ -145,6 +154,7 @@ impl Default for Sample {
             path: "/".to_owned(),
             headers: Vec::new(),
             is_http: true,
+            body: None,
         }
     }
 }
@@ -187,6 +197,7 @@ impl Sample {
                 scheme: b"https",
                 protocol: b"HTTP/1.1",
                 headers: &headers,
+                body: self.body.as_ref().map(|(bytes, is_whole)| Body { bytes, is_whole: *is_whole }),
                 told: Told::All,
             }),
         })
@@ -196,7 +207,7 @@ impl Sample {
     pub(crate) fn decided_by(&self, decider: &mut Decider, program: &Arc<Program>, keys: &KeySets) -> Answer {
         match self.with(|request| decider.decide(program, &trusting(keys), request, NOW)) {
             Verdict::Decided(answer) => answer,
-            Verdict::Ask(_) => panic!("a question is asked"),
+            Verdict::Ask(_) | Verdict::AwaitBody(_) => panic!("it is not decided"),
         }
     }
 }

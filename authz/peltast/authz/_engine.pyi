@@ -70,6 +70,8 @@ class Request:
         destination_ip: str | None = None,
         destination_port: int = 0,
         sni: str | None = None,
+        body: bytes = b"",
+        is_body_whole: bool = True,
         told: Sequence[str] | None = None,
     ) -> None:
         """`told` names the headers that are known, where nothing else is but method, host and path."""
@@ -119,6 +121,21 @@ class Decision:
     def policy_headers_to_remove(self) -> list[str]: ...
     @property
     def response_headers_to_add(self) -> list[tuple[str, str]]: ...
+    @property
+    def query_parameters_to_set(self) -> list[tuple[str, str]]: ...
+    @property
+    def query_parameters_to_remove(self) -> list[str]: ...
+    @property
+    def query_parameters_respelled(self) -> list[str]:
+        """Names as which the request has these parameters, where it escapes them otherwise."""
+    @property
+    def dynamic_metadata(self) -> str:
+        """An object of JSON; empty where there is none."""
+    @property
+    def prints(self) -> str: ...
+    @property
+    def annotations(self) -> str:
+        """Objects of JSON, a line each."""
     @property
     def body(self) -> str | None: ...
     @property

@@ -17,6 +17,7 @@ from typing import Any
 from peltast.authz.admission_worker import Question
 from peltast.authz.canonical import canonical
 from peltast.authz.compile import compile_rego
+from peltast.policies.kinds.rego import Tier
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.rego_sources import RegoSource
 from peltast.policies.snapshot import Snapshot
@@ -27,6 +28,23 @@ TIME_LIMIT_SECONDS = 5.0
 _MAX_ANSWER_BYTES = 16 * 1024 * 1024
 _MAX_KNOWN = 4096
 """Answers that are remembered, and as many of those before."""
+
+
+class _RefusedError(Exception):
+    """A policy is refused in the tier that its source says."""
+
+    def __init__(self, source: RegoSource, refusal: Mapping[str, Any]) -> None:
+        self.source, self.refusal = source, refusal
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether the engine refuses it; else a limit of the worker's is met, which may be for want of time."""
+        return "policy" in self.refusal
+
+    @property
+    def why(self) -> str:
+        place = f"{self.refusal['file']}:{self.refusal['line']}: " if self.refusal.get("file") else ""
+        return f"{place}{self.refusal['reason']}"
 
 
 class RegoAdmission:
@@ -64,10 +82,31 @@ class RegoAdmission:
     async def admit(self, source: RegoSource) -> RegoSource:
         """One policy, with what it reads of its data: the rest of it need not be loaded, neither here nor in sidecars.
 
+        One that asks for no tier gets the sidecar's if it is admitted there, else the check service's.
+
         Raises:
             InvalidConfiguration: it is not admitted.
         """
-        outline = {"tier": source.resource.spec.tier.value, "modules": dict(source.all_modules)}
+        try:
+            return await self._admit(source)
+        except _RefusedError as error:
+            raise InvalidConfiguration([_problem(error.source, error.refusal)]) from None
+
+    async def _admit(self, source: RegoSource) -> RegoSource:
+        spec = source.resource.spec
+        if spec.tier is not None:
+            return await self._load(source)
+        for _, given, allowed in spec.beyond(Tier.SIDECAR):
+            return await self._load(source.in_tier(Tier.CHECK, f"{given}, {allowed}"))
+        try:
+            return await self._load(source.in_tier(Tier.SIDECAR, "sidecars admit it"))
+        except _RefusedError as error:
+            if not error.is_lasting:
+                raise  # where it is decided does not depend on how busy this machine is
+            return await self._load(source.in_tier(Tier.CHECK, error.why))
+
+    async def _load(self, source: RegoSource) -> RegoSource:
+        outline = {"tier": source.tier.value, "modules": dict(source.all_modules)}
         paths = await self._answer(Question.READ, canonical(outline), source)
         admitted = replace(source, read=frozenset(map(tuple, paths)))
         await self._answer(Question.LOAD, compile_rego(admitted), admitted)
@@ -79,9 +118,11 @@ class RegoAdmission:
         if known is None:
             async with self._turn:
                 known = await self._ask(question, document)
-        if known["refusal"] is not None:
-            raise InvalidConfiguration([_problem(source, known["refusal"])])
-        self._remember(key, known)
+        refused = known["refusal"] and _RefusedError(source, known["refusal"])
+        if not refused or refused.is_lasting:
+            self._remember(key, known)
+        if refused:
+            raise refused
         return known["answer"]
 
     def _remember(self, key: bytes, answer: Mapping[str, Any]) -> None:
@@ -138,7 +179,7 @@ def _refused(reason: str) -> Mapping[str, Any]:
 
 def _problem(source: RegoSource, refusal: Mapping[str, Any]) -> Problem:
     document, file, line = source.resource.document, refusal.get("file", ""), refusal.get("line", 0)
-    allowed = "see docs/rego.md for what the sidecar tier admits"
+    allowed = f"see docs/rego.md for what the {source.tier} tier admits"
     if file in source.all_modules and file.endswith(".rego"):
         return Problem(file, line, "", refusal["reason"], allowed)
     field = "spec.module" if source.resource.spec.module is not None else "spec"

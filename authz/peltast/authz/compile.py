@@ -6,6 +6,7 @@ described in `authz/engine/src/document.rs`.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from peltast.authz.compile_rules import Scope, rule
 from peltast.policies.kinds.audit import AuditPolicySpec, Chosen, Detail, OnSpoolFull, Record, Treatment, claim_path
 from peltast.policies.kinds.authorization import Action, AuthorizationPolicySpec
 from peltast.policies.kinds.mesh import MeshConfigSpec, Normalization
+from peltast.policies.kinds.rego import DEFAULT_BODY_BYTES
 from peltast.policies.kinds.request_authentication import JwtRule, RequestAuthenticationSpec
 from peltast.policies.kinds.resource import Resource
 from peltast.policies.rego_sources import RegoSource
@@ -217,10 +219,24 @@ def rego_policy(source: RegoSource) -> Json:
         "modules": dict(source.all_modules),
         "data": dict(source.needed_data),
         "entrypoint": spec.entrypoint,
-        "tier": spec.tier.value,
+        "tier": source.tier.value,
         "on_error": spec.on_error.value,
-        "timeout_ms": spec.timeout_value // timedelta(milliseconds=1),
+        "timeout_ms": spec.timeout_in(source.tier) // timedelta(milliseconds=1),
+        **({"body": settings} if (settings := body_settings(source)) else {}),
     }
+
+
+def body_settings(source: RegoSource) -> Json:
+    """How a Rego policy reads bodies, but for the defaults."""
+    spec = source.resource.spec.include_request_body_in_check
+    settings: Json = {}
+    if spec.max_request_bytes != DEFAULT_BODY_BYTES:
+        settings["limit"] = spec.max_request_bytes
+    if spec.allow_partial_message:
+        settings["partial"] = True
+    if source.descriptors is not None:
+        settings["descriptors"] = base64.b64encode(source.descriptors).decode()
+    return settings
 
 
 # Rules ----------------------------------------------------------------------------------------------------------------

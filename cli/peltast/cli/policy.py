@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -105,5 +106,10 @@ def _as_json(decision: Decision) -> dict[str, object]:
         "request_headers_to_set": decision.request_headers_to_set,
         "request_headers_to_remove": decision.request_headers_to_remove,
         "response_headers_to_add": decision.response_headers_to_add,
+        "query_parameters_to_set": decision.query_parameters_to_set,
+        "query_parameters_to_remove": decision.query_parameters_to_remove,
+        "dynamic_metadata": json.loads(decision.dynamic_metadata or "null"),
+        "prints": decision.prints.splitlines(),
+        "annotations": [json.loads(line) for line in decision.annotations.splitlines()],
         "shadow": decision.shadow,
     }

@@ -65,7 +65,9 @@ def _summary(revision: Revision) -> dict[str, object]:
         "version": snapshot.version,
         "resources": dict(Counter(resource.kind for resource in snapshot.resources)),
         "workloads": {name: workload.principal for name, workload in snapshot.workloads.items()},
-        "rego": {name: source.resource.spec.tier.value for name, source in snapshot.rego.items()},
+        "rego": {
+            name: {"tier": source.tier.value, "why": source.tier_reason} for name, source in snapshot.rego.items()
+        },
     }
 
 
@@ -76,4 +78,5 @@ def _print_summary(revision: Revision) -> None:
     for name, workload in snapshot.workloads.items():
         out.print(f"  workload {name} is {workload.principal}")
     for name, source in snapshot.rego.items():
-        out.print(f"  Rego {name} is decided in the {source.resource.spec.tier} tier")
+        why = f"  Rego {name} is decided in the {source.tier} tier: {source.tier_reason}"
+        out.print(why, markup=False)

@@ -10,7 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from peltast.policies.kinds.bundle import BundleSource, Polling
-from peltast.policies.kinds.rego import RegoPolicySpec
+from peltast.policies.kinds.rego import RegoPolicySpec, Tier
 from peltast.policies.kinds.resource import Resource
 from peltast.policies.problems import InvalidConfiguration
 from peltast.policies.sources.archive import inner_path, unpack
@@ -28,9 +28,10 @@ from peltast.policies.sources.bundle_signature import Verification
 from peltast.policies.sources.folder import Files
 from peltast.policies.sources.oci import layer
 
-__all__ = ["BUNDLE", "BundleLocation", "RegoSource", "bundle_folder", "local_bundle"]
+__all__ = ["BUNDLE", "MAX_DESCRIPTOR_BYTES", "BundleLocation", "RegoSource", "bundle_folder", "local_bundle"]
 
 BUNDLE = "an OPA bundle is expected, see docs/rego.md"
+MAX_DESCRIPTOR_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,14 @@ class BundleLocation:
 
 
 @dataclass(frozen=True)
+class TierChoice:
+    """The tier of a policy that asks for none, and why it is that one."""
+
+    tier: Tier
+    why: str
+
+
+@dataclass(frozen=True)
 class RegoSource:
     """A RegoPolicy with its own modules and data, those of its files among them, and its bundle, if that is here."""
 
@@ -53,8 +62,27 @@ class RegoSource:
     modules: Mapping[str, str]
     data: Mapping[str, Any]
     bundle: Bundle | None = None
+    descriptors: bytes | None = None
+    """A FileDescriptorSet by which messages of gRPC are read."""
+    choice: TierChoice | None = None
     read: frozenset[DataPath] | None = None
     """Where its rules can tell what data is there; none while that is not known, and all of it may be read."""
+
+    @property
+    def tier(self) -> Tier:
+        """Where it is evaluated. Until that is chosen, or asked for, in the sidecar."""
+        return self.resource.spec.tier or (self.choice.tier if self.choice is not None else Tier.SIDECAR)
+
+    @property
+    def tier_reason(self) -> str:
+        """Why it is evaluated there."""
+        if self.resource.spec.tier is not None:
+            return "it asks for it"
+        return self.choice.why if self.choice is not None else "nothing else is chosen"
+
+    def in_tier(self, tier: Tier, why: str) -> RegoSource:
+        """The same in `tier`, as it asks for none."""
+        return replace(self, choice=TierChoice(tier, why))
 
     @property
     def location(self) -> BundleLocation | None:
@@ -119,8 +147,10 @@ class RegoSource:
     @property
     def content(self) -> list[Any]:
         """What a version of the configuration is computed from; of a bundle's data their digest."""
-        own = [dict(self.all_modules), dict(self.data)]
-        return own if self.bundle is None else [*own, self.bundle.revision, self.bundle.roots, self.bundle.data_digest]
+        bundle = self.bundle
+        bundled = [] if bundle is None else [bundle.revision, bundle.roots, bundle.data_digest]
+        descriptors = [] if self.descriptors is None else [self.descriptors.hex()]
+        return [dict(self.all_modules), dict(self.data), *bundled, *descriptors]
 
     def conflict(self) -> str | None:
         """What of the policy's own the bundle claims for itself; none where they go together."""

@@ -34,7 +34,14 @@ from peltast.policies.kinds.workload import (
 from peltast.policies.peer_authentication import PeerAuthentications
 from peltast.policies.problems import InvalidConfiguration, Problem
 from peltast.policies.rego_library import library_modules
-from peltast.policies.rego_sources import BUNDLE, BundleLocation, RegoSource, bundle_folder, local_bundle
+from peltast.policies.rego_sources import (
+    BUNDLE,
+    MAX_DESCRIPTOR_BYTES,
+    BundleLocation,
+    RegoSource,
+    bundle_folder,
+    local_bundle,
+)
 from peltast.policies.sources.bundle import Bundle
 from peltast.policies.sources.documents import parse
 from peltast.policies.sources.folder import Files
@@ -335,7 +342,20 @@ class _Linker:
                 self.refuse(
                     resource, ("files", index), f"{file}: {error}", "Rego or a JSON object in UTF-8 is expected"
                 )
-        return self.with_local_bundle(RegoSource(resource, modules, data))
+        return self.with_local_bundle(RegoSource(resource, modules, data, descriptors=self.descriptors(resource)))
+
+    def descriptors(self, resource: Resource[RegoPolicySpec]) -> bytes | None:
+        given = resource.spec.proto_descriptor
+        if given is None:
+            return None
+        name = (PurePosixPath(resource.document.file).parent / given).as_posix()
+        content = self.files.get(name)
+        if content is None:
+            self.refuse(resource, ("protoDescriptor",), f"{given!r} is given", f"there is no file {name}")
+        elif len(content) > MAX_DESCRIPTOR_BYTES:
+            allowed = f"a FileDescriptorSet has at most {MAX_DESCRIPTOR_BYTES} bytes"
+            self.refuse(resource, ("protoDescriptor",), f"{len(content)} bytes are given", allowed)
+        return content
 
     def with_local_bundle(self, source: RegoSource) -> RegoSource:
         bundle = source.resource.spec.bundle

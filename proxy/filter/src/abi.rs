@@ -80,7 +80,12 @@ pub(crate) const HEADERS_STOP: u32 = 1;
 /// Nothing of the request moves until decoding is continued; back-pressure holds its body.
 pub(crate) const HEADERS_STOP_ALL_AND_WATERMARK: u32 = 4;
 pub(crate) const BODY_CONTINUE: u32 = 0;
+/// It is held back until decoding is continued, and no more is read from the peer where there is much.
+pub(crate) const BODY_STOP_AND_WATERMARK: u32 = 2;
 pub(crate) const TRAILERS_CONTINUE: u32 = 0;
+pub(crate) const TRAILERS_STOP: u32 = 1;
+/// The piece of the request's body that has just come.
+pub(crate) const RECEIVED_REQUEST_BODY: u32 = 0;
 
 pub(crate) const CALLOUT_SUCCESS: u32 = 0;
 /// The stream is reset from this side.
@@ -116,6 +121,12 @@ extern "C" {
         name: Buffer,
         value: Buffer,
     ) -> bool;
+    pub(crate) fn envoy_dynamic_module_callback_http_get_body_chunks_size(stream: Handle, kind: u32) -> usize;
+    pub(crate) fn envoy_dynamic_module_callback_http_get_body_chunks(
+        stream: Handle,
+        kind: u32,
+        chunks: *mut Buffer,
+    ) -> bool;
     pub(crate) fn envoy_dynamic_module_callback_http_send_response(
         stream: Handle,
         status: u32,
@@ -139,6 +150,12 @@ extern "C" {
         key: Buffer,
         value: *mut Buffer,
     ) -> bool;
+    /// Merges a serialized `google.protobuf.Struct` into a namespace.
+    pub(crate) fn envoy_dynamic_module_callback_http_set_dynamic_metadata_struct(
+        stream: Handle,
+        namespace: Buffer,
+        serialized: Buffer,
+    );
     pub(crate) fn envoy_dynamic_module_callback_http_filter_get_worker_index(stream: Handle) -> u32;
     pub(crate) fn envoy_dynamic_module_callback_http_filter_continue_decoding(stream: Handle);
     pub(crate) fn envoy_dynamic_module_callback_http_filter_http_callout(

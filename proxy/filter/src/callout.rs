@@ -2,19 +2,22 @@
 //!
 //! The answer's messages are declared here with the few fields that are used; protobuf passes over the rest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use peltast_engine::check_request::{
     Address, AttributeContext, CheckRequest, HeaderMap, HeaderValue as RawHeader, HttpRequest, Peer, RequestAttributes,
-    SocketAddress, TlsSession,
+    SocketAddress, TlsSession, TRUNCATED_KEY,
 };
 use peltast_engine::record::Type;
 use peltast_engine::{
-    Attribute, Decision, Effect, Hash, HeaderOperations, Http, Lifetime, Program, Reason, Request, Shadow, Source,
+    Attribute, Decision, Effect, Hash, HeaderOperations, Http, Lifetime, Notes, Program, QueryOperations, Reason,
+    Request, Shadow, Source, MAX_NOTE_BYTES,
 };
 use prost::Message;
 use prost_types::{value::Kind, Struct};
+
+use crate::metadata::from_struct;
 
 /// The key of our own part in a CheckResponse's dynamic metadata.
 const METADATA_KEY: &str = "peltast.dev";
@@ -55,6 +58,18 @@ struct OkResponse {
     headers_to_remove: Vec<String>,
     #[prost(message, repeated, tag = "6")]
     response_headers_to_add: Vec<HeaderValueOption>,
+    #[prost(message, repeated, tag = "7")]
+    query_parameters_to_set: Vec<QueryParameter>,
+    #[prost(string, repeated, tag = "8")]
+    query_parameters_to_remove: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct QueryParameter {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(string, tag = "2")]
+    value: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -79,6 +94,7 @@ pub(crate) fn check_request(request: &Request<'_>, destination: &str) -> Vec<u8>
             SocketAddress { address: ip.map_or_else(String::new, |ip| ip.to_string()), port_value: u32::from(port) };
         Some(Address { socket_address: Some(socket_address) })
     };
+    let cut = request.http.and_then(|http| http.body).is_some_and(|body| !body.is_whole);
     let attributes = AttributeContext {
         source: Some(Peer {
             address: address(connection.source_ip, connection.source_port),
@@ -89,8 +105,12 @@ pub(crate) fn check_request(request: &Request<'_>, destination: &str) -> Vec<u8>
             principal: destination.to_owned(),
         }),
         request: request.http.map(|http| RequestAttributes { http: Some(http_request(&http)) }),
+        context_extensions: if cut {
+            HashMap::from([(TRUNCATED_KEY.to_owned(), String::new())])
+        } else {
+            HashMap::new()
+        },
         tls_session: connection.sni.map(|sni| TlsSession { sni: sni.to_owned() }),
-        ..AttributeContext::default()
     };
     CheckRequest { attributes: Some(attributes) }.encode_to_vec()
 }
@@ -108,6 +128,7 @@ fn http_request(http: &Http<'_>) -> HttpRequest {
         host: text(http.host),
         scheme: text(http.scheme),
         protocol: text(http.protocol),
+        raw_body: http.body.map_or_else(Vec::new, |body| body.bytes.to_vec()),
         ..HttpRequest::default()
     }
 }
@@ -118,7 +139,8 @@ fn http_request(http: &Http<'_>) -> HttpRequest {
 /// For people: why it holds none.
 pub(crate) fn decision(body: &[u8], program: &Program) -> Result<Decision, String> {
     let response = CheckResponse::decode(body).map_err(|error| format!("the check service's answer: {error}"))?;
-    let own = Own::read(response.dynamic_metadata)?;
+    let mut metadata = response.dynamic_metadata.unwrap_or_default();
+    let own = Own::read(&mut metadata)?;
     let reason = own.text("reason").and_then(Reason::parse).ok_or("the check service's answer has no known reason")?;
     let allowed = response.status.is_some_and(|status| status.code == 0);
     let mut decision = Decision {
@@ -130,11 +152,14 @@ pub(crate) fn decision(body: &[u8], program: &Program) -> Result<Decision, Strin
         source: if own.text("source") == Some("failed-open") { Source::FailedOpen } else { Source::Check },
         program: own.text("program").and_then(Hash::parse).ok_or("the check service's answer names no program")?,
         headers: HeaderOperations::default(),
+        query: QueryOperations::default(),
+        metadata: (!metadata.fields.is_empty()).then(|| Arc::new(from_struct(metadata))),
         body: None,
         lifetime: own.lifetime(program),
         detail: own.text("detail").map(str::to_owned),
         tells_policy: program.tells_policy(),
         shadow: own.shadow(),
+        notes: own.notes(),
     };
     if allowed {
         let ok = response.ok.unwrap_or_default();
@@ -143,6 +168,8 @@ pub(crate) fn decision(body: &[u8], program: &Program) -> Result<Decision, Strin
             request_remove: ok.headers_to_remove,
             response_add: pairs(ok.response_headers_to_add),
         };
+        let set = ok.query_parameters_to_set.into_iter().map(|parameter| (parameter.key, parameter.value)).collect();
+        decision.query = QueryOperations { set, remove: ok.query_parameters_to_remove };
     } else {
         let denied = response.denied.unwrap_or_default();
         let status = denied.status.and_then(|status| u16::try_from(status.code).ok());
@@ -157,9 +184,9 @@ pub(crate) fn decision(body: &[u8], program: &Program) -> Result<Decision, Strin
 struct Own(BTreeMap<String, Kind>);
 
 impl Own {
-    fn read(metadata: Option<Struct>) -> Result<Self, &'static str> {
-        let mut fields = metadata.unwrap_or_default().fields;
-        match fields.remove(METADATA_KEY).and_then(|value| value.kind) {
+    /// Takes it out of `metadata`: the rest is the policy's.
+    fn read(metadata: &mut Struct) -> Result<Self, &'static str> {
+        match metadata.fields.remove(METADATA_KEY).and_then(|value| value.kind) {
             Some(Kind::StructValue(own)) => Ok(Self::of(own)),
             _ => Err("the check service's answer says nothing of how it came about"),
         }
@@ -180,6 +207,15 @@ impl Own {
                 };
             }
         })
+    }
+
+    fn notes(&self) -> Option<Arc<Notes>> {
+        let note = |key| {
+            let text = self.text(key).unwrap_or_default();
+            text[..text.floor_char_boundary(MAX_NOTE_BYTES)].to_owned()
+        };
+        let notes = Notes { prints: note("prints"), annotations: note("annotations") };
+        (!notes.is_empty()).then(|| Arc::new(notes))
     }
 
     fn text(&self, key: &str) -> Option<&str> {
@@ -227,7 +263,7 @@ mod tests {
 
     use super::*;
     use peltast_engine::record::Field;
-    use peltast_engine::{Connection, HeaderList, Told};
+    use peltast_engine::{Body, Connection, HeaderList, Told};
     use prost_types::{ListValue, Value};
 
     fn program() -> Program {
@@ -253,6 +289,10 @@ mod tests {
 
     fn structure(fields: &[(&str, Value)]) -> Struct {
         Struct { fields: fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect() }
+    }
+
+    fn structure_of(fields: &[(&str, Value)]) -> Value {
+        Value { kind: Some(Kind::StructValue(structure(fields))) }
     }
 
     /// An answer with the fields that ours has, one of them replaced or added.
@@ -298,6 +338,7 @@ mod tests {
                 scheme: b"https",
                 protocol: b"HTTP/2",
                 headers: &headers,
+                body: Some(Body { bytes: b"\0b", is_whole: false }),
                 told: Told::All,
             }),
         };
@@ -308,9 +349,11 @@ mod tests {
         let address = |endpoint: Peer| endpoint.address.and_then(|address| address.socket_address).expect("address");
         assert_eq!(address(source), SocketAddress { address: "10.0.0.1".to_owned(), port_value: 4000 });
         assert_eq!(address(destination), SocketAddress { address: String::new(), port_value: 15006 });
+        assert!(attributes.context_extensions.contains_key(TRUNCATED_KEY));
         assert_eq!(attributes.tls_session.expect("TLS").sni, "api");
         let http = attributes.request.and_then(|request| request.http).expect("HTTP");
         assert_eq!((&*http.method, &*http.host, &*http.path, &*http.protocol), ("GET", "h", "/a?b", "HTTP/2"));
+        assert_eq!(http.raw_body, b"\0b");
         let sent: Vec<_> =
             http.header_map.expect("headers").headers.into_iter().map(|one| (one.key, one.raw_value)).collect();
         let given: Vec<_> =
@@ -325,6 +368,8 @@ mod tests {
             headers: vec![header("x-user", "ada"), HeaderValueOption { header: None }],
             headers_to_remove: vec!["x-secret".to_owned()],
             response_headers_to_add: vec![header("x-by", "peltast")],
+            query_parameters_to_set: vec![QueryParameter { key: "a".to_owned(), value: "1".to_owned() }],
+            query_parameters_to_remove: vec!["b".to_owned()],
         };
         let allowed = CheckResponse { ok: Some(ok), ..answer(&program, 0, None) };
         let allowed = decision(&allowed.encode_to_vec(), &program).expect("a decision");
@@ -332,6 +377,7 @@ mod tests {
         assert_eq!((allowed.policy.as_deref(), allowed.rule, allowed.source), (Some("a/b"), Some(2), Source::Check));
         assert_eq!(allowed.lifetime, Lifetime::Milliseconds(500));
         let pair = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
+        assert_eq!(allowed.query, QueryOperations { set: pair("a", "1"), remove: vec!["b".to_owned()] });
         assert_eq!(
             allowed.headers,
             HeaderOperations {
@@ -434,6 +480,18 @@ mod tests {
             (Field::DryRunDenyRule, &3u64.to_le_bytes()),
         ];
         assert_eq!(shadow.fields().expect("fields"), wanted, "and nothing of another name or type");
+    }
+
+    #[test]
+    fn an_answer_carries_what_policies_say_beside_it() {
+        let program = program();
+        let mut response = answer(&program, 0, Some(("prints", text("é".repeat(MAX_NOTE_BYTES).as_str()))));
+        let metadata = response.dynamic_metadata.as_mut().expect("metadata");
+        metadata.fields.insert("tier".to_owned(), structure_of(&[("name", text("gold"))]));
+        let decision = decision(&response.encode_to_vec(), &program).expect("a decision");
+        assert_eq!(decision.notes.expect("notes").prints.len(), MAX_NOTE_BYTES);
+        let metadata = decision.metadata.expect("metadata");
+        assert_eq!(serde_json::Value::from((*metadata).clone()), serde_json::json!({"tier": {"name": "gold"}}));
     }
 
     #[test]

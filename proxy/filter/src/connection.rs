@@ -170,6 +170,11 @@ impl ConnectionState {
         });
         match verdict {
             Verdict::Decided(answer) => answer,
+            Verdict::AwaitBody(_) => {
+                let decision = Decision::without_policy(Effect::Deny, Reason::InternalError, self.program.hash());
+                Answer { decision: Arc::new(decision), cached: false, token: None }
+                // no policy is asked for bodies here
+            }
             Verdict::Ask(question) => {
                 let decision = question.unanswered("the check service is asked about requests only".to_owned());
                 Answer { decision: Arc::new(decision), cached: false, token: None }

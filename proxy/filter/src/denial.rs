@@ -9,6 +9,9 @@ use crate::envoy::Stream;
 pub(crate) fn deny(stream: Stream, decision: &Decision) {
     let mut headers: Vec<(&str, &str)> =
         decision.headers.response_add.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+    if stream.header("content-type").is_some_and(|given| given.starts_with(b"application/grpc")) {
+        headers.push(("grpc-status", grpc_status(decision.status))); // or Envoy says that all is well
+    }
     let details = decision.reason.as_str();
     if let Some(body) = &decision.body {
         return stream.respond(decision.status, &headers, body, details);
@@ -19,10 +22,25 @@ pub(crate) fn deny(stream: Stream, decision: &Decision) {
     stream.respond(decision.status, &headers, &body, details);
 }
 
+/// The status of gRPC that a client makes of a status of HTTP
+/// (<https://github.com/grpc/grpc/blob/master/doc/http-grpc-status-mapping.md>).
+fn grpc_status(status: u16) -> &'static str {
+    match status {
+        400 => "13",
+        401 => "16",
+        403 => "7",
+        404 => "12",
+        429 | 502..=504 => "14",
+        _ => "2",
+    }
+}
+
 fn problem(status: u16, request_id: Option<&[u8]>, policy: Option<&str>) -> String {
     let title = match status {
+        400 => "Bad Request",
         401 => "Unauthorized",
         403 => "Forbidden",
+        413 => "Content Too Large",
         429 => "Too Many Requests",
         500 => "Internal Server Error",
         503 => "Service Unavailable",
@@ -55,6 +73,13 @@ mod tests {
             assert_eq!((&document["title"], &document["status"]), (&"Forbidden".into(), &403.into()));
             assert_eq!(&document["request_id"], wanted);
             assert!(document.get("policy").is_none());
+        }
+    }
+
+    #[test]
+    fn no_denial_is_a_success_of_grpc() {
+        for (status, wanted) in [(200, "2"), (401, "16"), (403, "7"), (413, "2"), (429, "14"), (503, "14")] {
+            assert_eq!(grpc_status(status), wanted, "{status}");
         }
     }
 

@@ -134,7 +134,7 @@ unsafe fn resume(stream: Handle, next: Option<Next>) {
         Some(Next::Continue) => stream.continue_decoding(),
         Some(next @ (Next::Deny(_) | Next::Abort)) => answer(stream, &next),
         Some(Next::Reset(reason)) => stream.reset(reason.as_str()),
-        Some(Next::Wait) | None => {}
+        Some(Next::Wait | Next::Read) | None => {}
     }
 }
 
@@ -211,10 +211,11 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_destroy(filter: *mut c_
 unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
     stream: Handle,
     filter: Handle,
-    _end_of_stream: bool,
+    end_of_stream: bool,
 ) -> u32 {
     // SAFETY: Envoy's handles.
-    match unsafe { decide(stream, filter, StreamState::on_request_headers) } {
+    match unsafe { decide(stream, filter, |state, stream| state.on_request_headers(stream, end_of_stream)) } {
+        Some(Next::Read) => abi::HEADERS_STOP,
         Some(Next::Continue) | None => abi::HEADERS_CONTINUE,
         Some(Next::Wait | Next::Reset(_)) => abi::HEADERS_STOP_ALL_AND_WATERMARK,
         Some(next @ (Next::Deny(_) | Next::Abort)) => {
@@ -223,6 +224,46 @@ unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_headers(
             abi::HEADERS_STOP
         }
     }
+}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_body(
+    stream: Handle,
+    filter: Handle,
+    end_of_stream: bool,
+) -> u32 {
+    // SAFETY: Envoy's handles.
+    unsafe { read_body(stream, filter, end_of_stream) }
+}
+
+#[no_mangle]
+unsafe extern "C" fn envoy_dynamic_module_on_http_filter_request_trailers(stream: Handle, filter: Handle) -> u32 {
+    // SAFETY: Envoy's handles.
+    match unsafe { read_body(stream, filter, true) } {
+        abi::BODY_CONTINUE => abi::TRAILERS_CONTINUE,
+        _ => abi::TRAILERS_STOP,
+    }
+}
+
+/// Decides a request whose body is waited for, if enough of it has come; tells what Envoy is to do with it.
+///
+/// # Safety
+/// See [`with_state`].
+unsafe fn read_body(stream: Handle, filter: Handle, is_last: bool) -> u32 {
+    // SAFETY: the caller vouches, here and below; one borrow after the other.
+    let Some(body) = (unsafe { state_of(filter) }).map(StreamState::body) else { return abi::BODY_CONTINUE };
+    if body.reading().is_none() {
+        return body.status();
+    }
+    // SAFETY: as above.
+    let next = unsafe { decide(stream, filter, |state, stream| state.on_request_body(stream, is_last)) };
+    if let Some(next @ (Next::Deny(_) | Next::Abort)) = &next {
+        // SAFETY: Envoy's own handle; the state is no longer borrowed, and may be gone afterwards.
+        answer(unsafe { Stream::new(stream) }, next);
+        return abi::BODY_STOP_AND_WATERMARK;
+    }
+    // SAFETY: as above.
+    unsafe { state_of(filter) }.map_or(abi::BODY_CONTINUE, |state| state.body().status())
 }
 
 #[no_mangle]
@@ -366,8 +407,6 @@ macro_rules! idle {
 }
 
 idle! {
-    envoy_dynamic_module_on_http_filter_request_body(Handle, Handle, bool) -> u32 { abi::BODY_CONTINUE }
-    envoy_dynamic_module_on_http_filter_request_trailers(Handle, Handle) -> u32 { abi::TRAILERS_CONTINUE }
     envoy_dynamic_module_on_http_filter_response_body(Handle, Handle, bool) -> u32 { abi::BODY_CONTINUE }
     envoy_dynamic_module_on_http_filter_response_trailers(Handle, Handle) -> u32 { abi::TRAILERS_CONTINUE }
     envoy_dynamic_module_on_http_filter_http_stream_headers(Handle, Handle, u64, *const Header, usize, bool) -> () { () }

@@ -4,6 +4,8 @@ use std::borrow::Cow;
 use std::cell::{Cell, OnceCell};
 
 use peltast_engine::{request, Headers};
+use prost::Message;
+use prost_types::Struct;
 
 use crate::abi::{self, Buffer, BytesInfo, Handle, Header, TimingInfo};
 use crate::live::Owner;
@@ -98,6 +100,20 @@ impl Stream {
         }
     }
 
+    /// The piece of the body that the hook at hand is about.
+    pub(crate) fn received_body(&self) -> Vec<&[u8]> {
+        let kind = abi::RECEIVED_REQUEST_BODY;
+        // SAFETY: as in `headers`; the list has room for as many chunks as there are.
+        unsafe {
+            let size = abi::envoy_dynamic_module_callback_http_get_body_chunks_size(self.handle, kind);
+            let mut chunks = vec![Buffer::EMPTY; size];
+            if !abi::envoy_dynamic_module_callback_http_get_body_chunks(self.handle, kind, chunks.as_mut_ptr()) {
+                chunks.clear();
+            }
+            chunks.into_iter().map(|chunk| chunk.bytes()).collect()
+        }
+    }
+
     /// A text attribute.
     pub(crate) fn attribute(&self, attribute: u32) -> Option<&[u8]> {
         // SAFETY: as in `headers`.
@@ -143,10 +159,30 @@ impl Stream {
         unsafe { abi::envoy_dynamic_module_callback_http_set_header(self.handle, kind, name, value) };
     }
 
+    /// Adds a value to a request header.
+    pub(crate) fn add_request_header(&mut self, name: &str, value: &str) {
+        self.headers.take();
+        self.add_header(abi::REQUEST_HEADERS, name, value);
+    }
+
     pub(crate) fn add_response_header(&mut self, name: &str, value: &str) {
+        self.add_header(abi::RESPONSE_HEADERS, name, value);
+    }
+
+    fn add_header(&self, kind: u32, name: &str, value: &str) {
         let (name, value) = (Buffer::of(name.as_bytes()), Buffer::of(value.as_bytes()));
         // SAFETY: inside a hook of this stream; Envoy copies.
-        unsafe { abi::envoy_dynamic_module_callback_http_add_header(self.handle, abi::RESPONSE_HEADERS, name, value) };
+        unsafe { abi::envoy_dynamic_module_callback_http_add_header(self.handle, kind, name, value) };
+    }
+
+    /// Sets members of a namespace of the stream's dynamic metadata, which access logs and other filters read.
+    pub(crate) fn set_metadata(&self, namespace: &str, metadata: &Struct) {
+        let (namespace, serialized) = (Buffer::of(namespace.as_bytes()), metadata.encode_to_vec());
+        let serialized = Buffer::of(&serialized);
+        // SAFETY: inside a hook of this stream; Envoy copies.
+        unsafe {
+            abi::envoy_dynamic_module_callback_http_set_dynamic_metadata_struct(self.handle, namespace, serialized);
+        }
     }
 
     /// Answers the request here. From any hook but `request_headers`, the stream's other hooks run inside this call:

@@ -11,6 +11,7 @@
 mod abi;
 mod access_log;
 mod again;
+mod body;
 mod borrow;
 mod callout;
 mod config;
@@ -20,6 +21,7 @@ mod downstream;
 mod entry;
 mod envoy;
 mod live;
+mod metadata;
 mod network;
 mod network_entry;
 mod outcome;

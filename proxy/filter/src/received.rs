@@ -17,6 +17,17 @@ type Before = Vec<Box<[u8]>>;
 impl Changed {
     /// Sets a request header, or with an empty value removes it, and keeps what was there first.
     pub(crate) fn set(&mut self, stream: &mut Stream, name: &str, value: &[u8]) {
+        self.keep(stream, name);
+        stream.set_request_header(name, value);
+    }
+
+    /// Adds a value to a request header, and keeps what was there first.
+    pub(crate) fn add(&mut self, stream: &mut Stream, name: &str, value: &str) {
+        self.keep(stream, name);
+        stream.add_request_header(name, value);
+    }
+
+    fn keep(&mut self, stream: &Stream, name: &str) {
         let lower = name.to_ascii_lowercase();
         if self.find(&lower).is_none() {
             let mut before = Vec::new();
@@ -26,7 +37,6 @@ impl Changed {
             });
             self.0.push((lower.into(), before));
         }
-        stream.set_request_header(name, value);
     }
 
     /// The path as it was, if it was changed.

@@ -7,17 +7,19 @@ use std::sync::Arc;
 use peltast_engine::path::Normalization;
 use peltast_engine::quota::{Admission, Standing};
 use peltast_engine::record::{Field, Fields, Kind};
-use peltast_engine::recording::Recorder;
+use peltast_engine::recording::{Recorder, Recording};
 use peltast_engine::{
-    Answer, Decision, Effect, Headers, Http, Program, Question, Reason, Request, Token, Told, Verdict,
+    Answer, Decision, Effect, Headers, Http, Program, QueryOperations, Question, Reason, Request, Token, Told, Verdict,
 };
 
+use crate::body::RequestBody;
 use crate::borrow;
 use crate::callout;
 use crate::config::{can_hash, generation, hasher, trusted, Trusted, Workload};
 use crate::downstream::Downstream;
 use crate::envoy::Stream;
 use crate::live::Validity;
+use crate::metadata::to_struct;
 use crate::outcome::{decided_by, Outcome};
 use crate::quota::{quotas, OfStream};
 use crate::received::{Changed, Edited, Received};
@@ -26,6 +28,8 @@ use crate::worker::{self, Ended, Now, Worker};
 
 /// The cluster by which the check service is reached.
 const CHECK_CLUSTER: &str = "peltast-check";
+/// Where access logs and other filters look for what an authorization filter says.
+const METADATA_NAMESPACE: &str = "envoy.filters.http.ext_authz";
 
 /// What is remembered of one stream.
 pub(crate) struct StreamState {
@@ -51,6 +55,7 @@ pub(crate) struct StreamState {
     /// The token that it was let through with.
     token: Option<Arc<Token>>,
     changed: Changed,
+    body: RequestBody,
     /// Where the worker lists it, once it was let through.
     pub(crate) place: Option<usize>,
     /// Why it was ended after it was let through.
@@ -80,6 +85,8 @@ pub(crate) enum Next {
     Continue,
     /// It waits for an answer.
     Wait,
+    /// It waits for its own body.
+    Read,
     /// It is answered here.
     Deny(Arc<Decision>),
     /// It is answered here, and not even the denial could be put together.
@@ -94,6 +101,8 @@ enum Step {
     Concluded(Answer),
     /// It waits for the check service, for another stream's answer, or for tokens.
     Waiting,
+    /// So many bytes of its body must come first.
+    Reading(usize),
 }
 
 impl StreamState {
@@ -113,13 +122,45 @@ impl StreamState {
             token_ends_ms: u64::MAX,
             token: None,
             changed: Changed::default(),
+            body: RequestBody::Unread,
             place: None,
             ended_by: None,
         }
     }
 
     /// Decides the request whose headers have come.
-    pub(crate) fn on_request_headers(&mut self, stream: &mut Stream) -> Next {
+    pub(crate) fn on_request_headers(&mut self, stream: &mut Stream, end_of_stream: bool) -> Next {
+        if end_of_stream {
+            self.body = RequestBody::Absent;
+        }
+        let step = self.decide(stream, true);
+        match step {
+            // What comes after an upgrade is no body.
+            Step::Reading(_) if stream.header("upgrade").is_some() => {
+                self.body = RequestBody::Absent;
+                let step = self.decide(stream, true);
+                self.next(stream, step)
+            }
+            Step::Reading(limit) => {
+                self.body = RequestBody::hold(limit);
+                Next::Read
+            }
+            step => self.next(stream, step),
+        }
+    }
+
+    /// What is done with the body.
+    pub(crate) fn body(&mut self) -> &mut RequestBody {
+        &mut self.body
+    }
+
+    /// Decides the request once enough of its body has come.
+    pub(crate) fn on_request_body(&mut self, stream: &mut Stream, is_last: bool) -> Next {
+        let Some(held) = self.body.reading() else { return Next::Wait };
+        let content_type = stream.header("content-type").unwrap_or_default();
+        if !held.take(&stream.received_body(), content_type, is_last) {
+            return Next::Read;
+        }
         let step = self.decide(stream, true);
         self.next(stream, step)
     }
@@ -203,7 +244,7 @@ impl StreamState {
         }
         let Some(trusted) = self.trusted() else { return self.end(stream, Reason::NotReady) };
         let received = Received { stream, changed: &self.changed };
-        let mut request = request(stream, &received, &downstream);
+        let mut request = request(stream, &received, &downstream, &self.body);
         if let (Some(http), Some(path)) = (&mut request.http, self.changed.path()) {
             http.path = path;
         }
@@ -212,6 +253,8 @@ impl StreamState {
             worker.decider.decide_again(&self.program, &trust, &request, token, now.ms())
         });
         match verdict {
+            // A policy that came later reads what has gone on already.
+            Verdict::AwaitBody(_) => self.end(stream, Reason::AttributeUnknown),
             Verdict::Decided(answer) => {
                 self.token_ends_ms = ends_ms(answer.token.as_ref());
                 self.token = answer.token.or(self.token.take()); // its text may be gone, and it counts again later
@@ -266,6 +309,11 @@ impl StreamState {
         match step {
             Step::Concluded(answer) => self.carry_out(stream, &answer),
             Step::Waiting => Next::Wait,
+            // Another program has come while this waited, and Envoy does not give the body of what is stopped.
+            Step::Reading(_) => {
+                let answer = self.refuse(stream, Reason::AttributeUnknown, &downstream(stream), Now::read());
+                self.carry_out(stream, &answer)
+            }
         }
     }
 
@@ -283,13 +331,14 @@ impl StreamState {
         let Some(trusted) = self.trusted() else {
             return Step::Concluded(self.refuse(stream, Reason::NotReady, &downstream, now));
         };
-        let request = request(stream, stream, &downstream);
+        let request = request(stream, stream, &downstream, &self.body);
         let verdict = worker::with(|worker| {
             #[cfg(feature = "panic-for-tests")]
             crate::panic_for_tests::panic_if_asked(stream);
             worker.decider.decide(&self.program, &trusted.as_trust(), &request, now.ms())
         });
         match verdict {
+            Verdict::AwaitBody(limit) => Step::Reading(limit),
             Verdict::Decided(answer) => self.count(stream, answer, &downstream, &trusted, now),
             Verdict::Ask(question) => match ask(stream, question, &request, &self.program, may_wait) {
                 Ok(asked) => {
@@ -326,7 +375,7 @@ impl StreamState {
         if !self.program.has_limits() {
             return Step::Concluded(self.record(stream, answer, downstream, trusted, now));
         }
-        let request = request(stream, stream, downstream);
+        let request = request(stream, stream, downstream, &self.body);
         let admission = quotas().admit(&self.program, &request, answer, &OfStream(stream));
         borrow::ring();
         match admission {
@@ -413,6 +462,9 @@ impl StreamState {
         fields.optional(Field::TraceParent, stream.header("traceparent"));
         fields.number(Field::Status, u64::from(outcome.decision.status));
         outcome.fill_decision(fields);
+        if let Some(notes) = &outcome.decision.notes {
+            notes.write(fields, self.program.recording().is_some_and(Recording::hides));
+        }
     }
 
     /// What an AuditPolicy says how to record.
@@ -433,9 +485,18 @@ impl StreamState {
         recorder.headers(fields, &self.program.verified_headers(stream, outcome.token));
     }
 
+    fn change_query(&mut self, stream: &mut Stream, operations: &QueryOperations) {
+        if let Some(path) = operations.apply(stream.header(":path").unwrap_or_default()) {
+            self.changed.set(stream, ":path", &path);
+        }
+    }
+
     /// Readies a decided request for the application, or says that it is to be answered here.
     fn carry_out(&mut self, stream: &mut Stream, answer: &Answer) -> Next {
         let decision = &answer.decision;
+        if let Some(metadata) = &decision.metadata {
+            stream.set_metadata(METADATA_NAMESPACE, &to_struct(metadata));
+        }
         if decision.effect == Effect::Deny {
             return Next::Deny(Arc::clone(decision));
         }
@@ -444,12 +505,20 @@ impl StreamState {
         for name in &decision.headers.request_remove {
             self.changed.set(stream, name, b"");
         }
-        for (name, value) in &decision.headers.request_set {
-            self.changed.set(stream, name, value.as_bytes());
+        for (index, (name, value)) in decision.headers.request_set.iter().enumerate() {
+            let is_more = decision.headers.request_set[..index].iter().any(|(earlier, _)| earlier == name);
+            match is_more {
+                true => self.changed.add(stream, name, value),
+                false => self.changed.set(stream, name, value.as_bytes()),
+            }
+        }
+        if !decision.query.is_empty() {
+            self.change_query(stream, &decision.query);
         }
         self.token_ends_ms = ends_ms(answer.token.as_ref());
         self.token.clone_from(&answer.token);
         self.response_headers.clone_from(&decision.headers.response_add);
+        self.body.release();
         Next::Continue
     }
 }
@@ -533,7 +602,12 @@ fn call_out(stream: &Stream, request: &Request<'_>, program: &Program, timeout_m
     asked.map_err(|number| format!("the check service was not asked: Envoy's result {number}"))
 }
 
-fn request<'a>(stream: &'a Stream, headers: &'a dyn Headers, downstream: &'a Downstream) -> Request<'a> {
+fn request<'a>(
+    stream: &'a Stream,
+    headers: &'a dyn Headers,
+    downstream: &'a Downstream,
+    body: &'a RequestBody,
+) -> Request<'a> {
     Request {
         connection: downstream.connection(),
         http: Some(Http {
@@ -543,6 +617,7 @@ fn request<'a>(stream: &'a Stream, headers: &'a dyn Headers, downstream: &'a Dow
             scheme: stream.header(":scheme").unwrap_or_default(),
             protocol: &downstream.protocol,
             headers,
+            body: body.as_body(),
             told: Told::All,
         }),
     }

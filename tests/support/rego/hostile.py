@@ -93,6 +93,9 @@ HOSTILE = [
     Hostile("formats doubled", _steps(60, A, 'sprintf("%s%s", [X, X])', 'X != ""'), a="a" * 60_000),
     Hostile("arrays doubled", _steps(60, f"[{A}]", "array.concat(X, X)", "X != []"), a="a" * 60_000),
     Hostile("arrays doubled and joined", _steps(14, f"[{A}]", "array.concat(X, X)", 'concat("", X) != ""'), a="a" * 60_000),
+    Hostile("prints in a loop", _condition(f'some x in split({A}, "")\n\tprint({A})\n\tx == "b"'), a="a" * 60_000),
+    Hostile("texts doubled and printed", _steps(60, A, 'concat("", [X, X])', "print(X)"), a="a" * 60_000),
+    Hostile("structures doubled and printed", _steps(60, "1", "[X, X]", "print(X)"), TOO_LARGE),
     Hostile("structures doubled", _steps(60, "1", "[X, X]", "X != []"), TOO_LARGE),
     Hostile("structures doubled and written", _steps(60, "1", "[X, X]", 'sprintf("%v", [X]) != ""'), TOO_LARGE),
     Hostile("structures doubled by rules", "\n".join([

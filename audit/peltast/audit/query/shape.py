@@ -67,7 +67,7 @@ _TIMES = {
 _CALLER = _plain(("source_principal", "source_address", "source_serial", "connection_security_policy"))
 _TOKEN = _plain(("token_issuer", "token_subject", "claims"))
 _HTTP = _plain(("method", "host", "path", "query", "request_headers", "request_id", "traceparent"))
-_RULE = _plain(("policy", "rule", "decided_by", "detail", "program", "keys", "revocations"))
+_RULE = _plain(("policy", "rule", "decided_by", "detail", "prints", "annotations", "program", "keys", "revocations"))
 _TRIAL = _plain(
     (
         *("dry_run_deny", "dry_run_deny_policy", "dry_run_deny_rule"),

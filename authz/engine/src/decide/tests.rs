@@ -27,7 +27,7 @@ fn ask(program: &Arc<Program>, sample: &Sample) -> Question {
     let mut decider = Decider::for_sidecar();
     match sample.with(|request| decider.decide(program, &trusting(&no_keys()), request, NOW)) {
         Verdict::Ask(question) => question,
-        Verdict::Decided(_) => panic!("it is decided without a question"),
+        Verdict::Decided(_) | Verdict::AwaitBody(_) => panic!("no question is asked"),
     }
 }
 
@@ -357,7 +357,7 @@ fn no_cached_decision_outlives_the_token_or_its_key() {
         .with(|request| decider.decide(&program, &trusting(keys), request, NOW + after * 1000))
     {
         Verdict::Decided(answer) => (answer.decision.reason, answer.cached),
-        Verdict::Ask(_) => panic!("a question is asked"),
+        Verdict::Ask(_) | Verdict::AwaitBody(_) => panic!("it is not decided"),
     };
     let (keys, others) = (signer.key_sets(), stranger.key_sets());
     assert_eq!(reason(&keys, 0), (Reason::AllowRule, false));
@@ -463,7 +463,7 @@ fn a_running_request_is_decided_again_by_what_holds_then() {
             .with(|request| decider.decide_again(&document.load(), &trust, request, token.as_ref(), now));
         match verdict {
             Verdict::Decided(answer) => assert_eq!(answer.decision.reason, wanted, "{what}"),
-            Verdict::Ask(_) => panic!("{what}: a question is asked"),
+            Verdict::Ask(_) | Verdict::AwaitBody(_) => panic!("{what}: it is not decided"),
         }
     }
     assert_eq!(token.expect("a token").ends_ms(), NOW + 3660 * 1000);
@@ -480,7 +480,7 @@ fn a_revoked_token_is_refused() {
     let trust = Trust { keys: &keys, revocations: &revoked };
     match sample.with(|request| decider.decide(&program, &trust, request, NOW)) {
         Verdict::Decided(answer) => assert_eq!(answer.decision.reason, Reason::TokenRevoked),
-        Verdict::Ask(_) => panic!("a question is asked"),
+        Verdict::Ask(_) | Verdict::AwaitBody(_) => panic!("it is not decided"),
     }
 }
 

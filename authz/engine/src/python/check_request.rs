@@ -4,11 +4,13 @@ use prost::Message;
 use pyo3::PyResult;
 
 use super::{refused, PyRequest};
-use crate::check_request::{AttributeContext, CheckRequest, HttpRequest, Peer, SocketAddress};
+use crate::check_request::{AttributeContext, CheckRequest, HttpRequest, Peer, SocketAddress, TRUNCATED_KEY};
 use crate::request::HeaderList;
 
 /// The context extension that names the headers that are known, where nothing else is but method, host and path.
 const TOLD_KEY: &str = "peltast.dev/told";
+/// The header by which Envoy says that there is more of the body.
+const PARTIAL: &[u8] = b"x-envoy-auth-partial-body";
 
 impl PyRequest {
     /// The request that `question` is about; a connection, where it has no HTTP part.
@@ -21,6 +23,8 @@ impl PyRequest {
         let is_http = http.is_some();
         let http = http.unwrap_or_default();
         let headers = headers(&http);
+        let body = if http.raw_body.is_empty() { http.body.into_bytes() } else { http.raw_body };
+        let is_body_whole = !context_extensions.contains_key(TRUNCATED_KEY) && is_whole(&body, &headers);
         Ok(Self {
             source_principal: given(source),
             source_ip: ip(&source_address)?,
@@ -34,6 +38,8 @@ impl PyRequest {
             scheme: http.scheme.into_bytes(),
             protocol: http.protocol.into_bytes(),
             headers,
+            body,
+            is_body_whole,
             told: context_extensions.get(TOLD_KEY).map(|names| names.split(',').map(str::to_owned).collect()),
             destination_principal: destination,
             destination_address: destination_address.address,
@@ -69,4 +75,14 @@ fn headers(http: &HttpRequest) -> HeaderList {
     });
     let own = joined.chain(listed).filter(|(name, _)| !name.starts_with(':'));
     HeaderList(own.map(|(name, value)| (name.to_ascii_lowercase().into_bytes(), value.to_vec())).collect())
+}
+
+/// Whether `body` is all of it: also not where Envoy was not told to send any.
+fn is_whole(body: &[u8], headers: &HeaderList) -> bool {
+    let last = |name: &[u8]| headers.0.iter().rfind(|(header, _)| header == name).map(|(_, value)| &value[..]);
+    let length = last(b"content-length").filter(|text| !text.is_empty() && text.iter().all(u8::is_ascii_digit));
+    // What is no number has too many digits.
+    let number = |text| std::str::from_utf8(text).ok()?.parse::<usize>().ok();
+    let is_cut = length.is_some_and(|text| number(text).is_none_or(|length| length > body.len()));
+    !is_cut && last(PARTIAL) != Some(b"true")
 }

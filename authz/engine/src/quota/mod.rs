@@ -270,10 +270,10 @@ fn unavailable(program: &Program, allowed: &Decision, limit: &Limit, why: &str) 
 }
 
 fn denied(program: &Program, allowed: &Decision, limit: &Limit, reason: Reason) -> Decision {
-    let shadow = allowed.shadow.clone();
+    let (shadow, notes) = (allowed.shadow.clone(), allowed.notes.clone());
     let (lifetime, tells_policy) = (Lifetime::Once, program.tells_policy());
     let decision = Decision::without_policy(Effect::Deny, reason, program.hash()).by(&limit.policy, limit.index);
-    Decision { lifetime, tells_policy, shadow, ..decision }
+    Decision { lifetime, tells_policy, shadow, notes, ..decision }
 }
 
 /// `allowed`, with what is to be recorded of limits that could not count and of those on trial.

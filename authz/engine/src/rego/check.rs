@@ -39,8 +39,8 @@ pub enum RegoError {
     },
     /// It reads what no request here can hold.
     #[error(
-        "{0} is not available here: the sidecar's input holds attributes.request.http (without its body), \
-             attributes.source, attributes.destination, parsed_path, parsed_query and version"
+        "{0} is not available here: the input holds attributes.request.http, attributes.source, \
+             attributes.destination, parsed_path, parsed_query, parsed_body, truncated_body and version"
     )]
     Input(String),
     /// Its rule is missing.
@@ -49,6 +49,9 @@ pub enum RegoError {
     /// Its data does not fit its packages.
     #[error("data: {0}")]
     Data(String),
+    /// What it reads bodies of gRPC by cannot be read.
+    #[error("descriptors: {0}")]
+    Descriptors(String),
 }
 
 impl RegoError {
@@ -57,7 +60,7 @@ impl RegoError {
         match self {
             Self::NotAdmitted { file, line, .. } => Some((file.clone(), *line)),
             Self::Syntax(message) => place_in(message),
-            Self::Input(_) | Self::Entrypoint(_) | Self::Data(_) => None,
+            Self::Input(_) | Self::Entrypoint(_) | Self::Data(_) | Self::Descriptors(_) => None,
         }
     }
 

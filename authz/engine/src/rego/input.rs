@@ -8,8 +8,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use percent_encoding::percent_decode;
 use regorus::Value;
 
+use super::body::BodyInput;
 use crate::attribute::{Attribute, Facts};
 use crate::path;
+use crate::query_parameters::form_pairs;
 
 /// A field of the input document that a request can fill.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -28,6 +30,9 @@ pub(super) enum Field {
     SourcePrincipal,
     ParsedPath,
     ParsedQuery,
+    Body,
+    RawBody,
+    ParsedBody,
     TruncatedBody,
     ExtAuthz,
     Encoding,
@@ -39,15 +44,18 @@ const HEADERS: &[&str] = &["attributes", "request", "http", "headers"];
 const FIELDS: &[(&[&str], Field)] = &[
     (&["attributes", "destination", "address", "socketAddress", "address"], Field::DestinationAddress),
     (&["attributes", "destination", "address", "socketAddress", "portValue"], Field::DestinationPort),
+    (&["attributes", "request", "http", "body"], Field::Body),
     (HEADERS, Field::Headers),
     (&["attributes", "request", "http", "host"], Field::Host),
     (&["attributes", "request", "http", "method"], Field::Method),
     (&["attributes", "request", "http", "path"], Field::Path),
     (&["attributes", "request", "http", "protocol"], Field::Protocol),
+    (&["attributes", "request", "http", "raw_body"], Field::RawBody),
     (&["attributes", "request", "http", "scheme"], Field::Scheme),
     (&["attributes", "source", "address", "socketAddress", "address"], Field::SourceAddress),
     (&["attributes", "source", "address", "socketAddress", "portValue"], Field::SourcePort),
     (&["attributes", "source", "principal"], Field::SourcePrincipal),
+    (&["parsed_body"], Field::ParsedBody),
     (&["parsed_path"], Field::ParsedPath),
     (&["parsed_query"], Field::ParsedQuery),
     (&["truncated_body"], Field::TruncatedBody),
@@ -60,7 +68,13 @@ pub(super) struct Plan {
     root: Branch,
     /// The attributes that determine the document; none where not even they do.
     pub(super) attributes: Option<BTreeSet<Attribute>>,
+    /// Whether the body is read, and whether it is to be parsed.
+    pub(super) body: Option<Parses>,
 }
+
+/// What is done with a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Parses(pub(super) bool);
 
 enum Branch {
     Leaf(Field),
@@ -88,14 +102,22 @@ impl Plan {
         if fields.values().any(|field| *field == Field::Headers) {
             fields.retain(|_, field| !matches!(field, Field::Header(_)));
         }
+        let is_body =
+            |field: &&Field| matches!(field, Field::Body | Field::RawBody | Field::ParsedBody | Field::TruncatedBody);
+        let parses = fields.values().any(|field| *field == Field::ParsedBody);
+        let body = fields.values().find(is_body).map(|_| Parses(parses));
         let attributes = fields.values().map(determined_by).collect::<Option<Vec<_>>>();
         let leaves: Vec<(&[String], &Field)> = fields.iter().map(|(place, field)| (&place[..], field)).collect();
-        Ok(Self { root: branch(&leaves), attributes: attributes.map(|lists| lists.into_iter().flatten().collect()) })
+        Ok(Self {
+            root: branch(&leaves),
+            body,
+            attributes: attributes.map(|lists| lists.into_iter().flatten().collect()),
+        })
     }
 
     /// Builds the document for one request.
-    pub(super) fn build(&self, facts: &Facts<'_>) -> Value {
-        build(&self.root, facts).unwrap_or_else(Value::new_object)
+    pub(super) fn build(&self, facts: &Facts<'_>, body: &BodyInput<'_>) -> Value {
+        build(&self.root, facts, body).unwrap_or_else(Value::new_object)
     }
 }
 
@@ -116,7 +138,8 @@ fn resolve(reference: &[String]) -> Vec<(Vec<String>, Field)> {
 /// The attributes whose values determine `field`; none where every request has another.
 fn determined_by(field: &Field) -> Option<Vec<Attribute>> {
     Some(match field {
-        Field::Headers => return None,
+        // A key as long as a body would fill the cache with what is hardly asked twice.
+        Field::Headers | Field::Body | Field::RawBody | Field::ParsedBody | Field::TruncatedBody => return None,
         Field::Header(name) => vec![Attribute::RequestHeader(name.as_str().into())],
         Field::DestinationAddress => vec![Attribute::DestinationIp],
         Field::DestinationPort => vec![Attribute::DestinationPort],
@@ -131,7 +154,7 @@ fn determined_by(field: &Field) -> Option<Vec<Attribute>> {
         Field::SourceAddress => vec![Attribute::SourceIp],
         Field::SourcePort => vec![Attribute::SourcePort],
         Field::SourcePrincipal => vec![Attribute::SourcePrincipal],
-        Field::TruncatedBody | Field::ExtAuthz | Field::Encoding => vec![],
+        Field::ExtAuthz | Field::Encoding => vec![],
     })
 }
 
@@ -148,17 +171,17 @@ fn branch(leaves: &[(&[String], &Field)]) -> Branch {
     Branch::Object(children.into_iter().map(|(name, below)| (Value::from(name), branch(&below))).collect())
 }
 
-fn build(branch: &Branch, facts: &Facts<'_>) -> Option<Value> {
+fn build(branch: &Branch, facts: &Facts<'_>, body: &BodyInput<'_>) -> Option<Value> {
     match branch {
-        Branch::Leaf(field) => value(field, facts),
+        Branch::Leaf(field) => value(field, facts, body),
         Branch::Object(children) => {
-            let members = children.iter().filter_map(|(name, child)| Some((name.clone(), build(child, facts)?)));
+            let members = children.iter().filter_map(|(name, child)| Some((name.clone(), build(child, facts, body)?)));
             Some(Value::from(members.collect::<BTreeMap<_, _>>()))
         }
     }
 }
 
-fn value(field: &Field, facts: &Facts<'_>) -> Option<Value> {
+fn value(field: &Field, facts: &Facts<'_>, body: &BodyInput<'_>) -> Option<Value> {
     let connection = &facts.request.connection;
     let http = facts.http();
     Some(match field {
@@ -176,7 +199,10 @@ fn value(field: &Field, facts: &Facts<'_>) -> Option<Value> {
         Field::SourcePrincipal => Value::from(connection.spiffe_id()?),
         Field::ParsedPath => parsed_path(&facts.path),
         Field::ParsedQuery => parsed_query(path::query(&facts.path)),
-        Field::TruncatedBody => Value::from(false),
+        Field::Body => text(body.bytes),
+        Field::RawBody => Value::from(data_encoding::BASE64.encode(body.bytes)),
+        Field::ParsedBody => body.parsed.clone(),
+        Field::TruncatedBody => Value::from(body.is_truncated),
         Field::ExtAuthz => Value::from("v3"),
         Field::Encoding => Value::from("protojson"),
     })
@@ -208,17 +234,10 @@ fn parsed_path(path_and_query: &[u8]) -> Value {
 /// Every parameter of the query with the list of its values.
 fn parsed_query(query: &[u8]) -> Value {
     let mut parameters: BTreeMap<Value, Vec<Value>> = BTreeMap::new();
-    for pair in query.split(|&byte| byte == b'&').filter(|pair| !pair.is_empty()) {
-        let mut halves = pair.splitn(2, |&byte| byte == b'=').map(form_decode);
-        let (name, value) = (halves.next().unwrap_or_default(), halves.next().unwrap_or_default());
+    for (name, value) in form_pairs(query) {
         parameters.entry(Value::from(name)).or_default().push(Value::from(value));
     }
     Value::from(parameters.into_iter().map(|(name, values)| (name, Value::from(values))).collect::<BTreeMap<_, _>>())
-}
-
-fn form_decode(text: &[u8]) -> String {
-    let spaced: Vec<u8> = text.iter().map(|&byte| if byte == b'+' { b' ' } else { byte }).collect();
-    percent_decode(&spaced).decode_utf8_lossy().into_owned()
 }
 
 #[cfg(test)]

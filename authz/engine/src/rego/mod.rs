@@ -1,11 +1,15 @@
 //! Rego: regorus's interpreter behind a check. In the sidecar tier that admits only what it answers rightly and in
 //! bounds; in the check tier, whose processes can be killed, all that it can answer, with built-ins of ours on top.
 
+mod annotations;
+mod body;
 mod builtins;
 mod check;
 mod extensions;
 mod input;
+mod multipart;
 mod query;
+mod result;
 mod rewrite;
 mod source;
 mod syntax;
@@ -20,15 +24,20 @@ use std::time::Duration;
 use regorus::utils::limits::ExecutionTimerConfig;
 use regorus::{Engine, PolicyLengthConfig, Value};
 
+pub use body::is_enough;
+pub(crate) use body::BodyFault;
 pub use check::RegoError;
 pub use query::{QueryError, RegoQuery};
+pub(crate) use result::Ruling;
 
 use crate::attribute::{Attribute, Facts};
-use crate::decision::HeaderOperations;
 use crate::document::{OnError, RegoPolicy, Tier};
-use crate::request::Told;
+use crate::notes::Notes;
+use crate::request::{Http, Told};
+use body::{BodyInput, BodyReader};
 use check::Findings;
 use input::Plan;
+use result::read_result;
 
 /// Steps of the interpreter between two looks at the clock. Few: a statement of some four steps may double what the
 /// one before made, and what is doubled ten times between two looks takes a thousand times the limit.
@@ -45,21 +54,25 @@ pub(crate) struct Rego {
     pub(crate) timeout_ms: u32,
     entrypoint: String,
     plan: Plan,
+    body: BodyReader,
+    /// How it is annotated, noted down with each of its answers.
+    annotations: Notes,
     /// Loaded once; each worker evaluates a clone of its own, which shares modules and data.
     template: Mutex<Engine>,
 }
 
-/// What a Rego policy answered.
-pub(crate) struct Ruling {
-    pub(crate) allowed: bool,
-    pub(crate) status: Option<u16>,
-    pub(crate) headers: HeaderOperations,
-    pub(crate) body: Option<String>,
+/// Why a Rego policy gave no ruling.
+pub(crate) enum RegoFailure {
+    /// The body is not one that it can be asked about.
+    Body(BodyFault),
+    /// It failed; for people: how.
+    Failed(String),
 }
 
 impl Rego {
     /// Checks and loads a policy.
     pub(crate) fn load(policy: RegoPolicy) -> Result<Self, RegoError> {
+        let annotations = annotations::of_entrypoint(&policy.name, &policy.entrypoint, &policy.modules)?;
         let (mut engine, findings) = prepare(policy.tier, policy.modules, policy.data, false)?;
         let limit = Duration::from_millis(u64::from(policy.timeout_ms));
         engine.set_execution_timer_config(ExecutionTimerConfig { limit, check_interval: STEPS_PER_CLOCK_READ });
@@ -72,6 +85,7 @@ impl Rego {
         if findings.volatile {
             plan.attributes = None;
         }
+        let body = BodyReader::new(policy.body).map_err(RegoError::Descriptors)?;
         Ok(Self {
             name: policy.name,
             tier: policy.tier,
@@ -79,6 +93,8 @@ impl Rego {
             timeout_ms: policy.timeout_ms,
             entrypoint: policy.entrypoint,
             plan,
+            body,
+            annotations: Notes { annotations: annotations.unwrap_or_default(), ..Notes::default() },
             template: Mutex::new(engine),
         })
     }
@@ -86,6 +102,17 @@ impl Rego {
     /// The attributes that determine the answer; none where not even they do.
     pub(crate) fn attributes(&self) -> Option<&BTreeSet<Attribute>> {
         self.plan.attributes.as_ref()
+    }
+
+    /// How many bytes of a request's body it reads at most; none where it reads no bodies.
+    pub(crate) fn body_limit(&self) -> Option<usize> {
+        self.plan.body.map(|_| self.body.limit())
+    }
+
+    /// Whether it reads the body of a request of which nothing was read yet.
+    pub(crate) fn awaits_body(&self, facts: &Facts<'_>) -> bool {
+        let is_unread = |http: &Http<'_>| http.body.is_none() && matches!(http.told, Told::All);
+        self.plan.body.is_some() && facts.request.http.as_ref().is_some_and(is_unread)
     }
 
     /// Whether it reads what is not known of the request.
@@ -106,19 +133,39 @@ impl Rego {
     ///
     /// # Errors
     /// For people: why there is no answer. A connection without requests gets none: what a policy leaves undefined for
-    /// lack of a request, it may mean to allow.
-    pub(crate) fn evaluate(&self, evaluator: &mut Engine, facts: &Facts<'_>) -> Result<Ruling, String> {
+    /// lack of a request, it may mean to allow. What there is to note is noted in either case.
+    pub(crate) fn evaluate(
+        &self,
+        evaluator: &mut Engine,
+        facts: &Facts<'_>,
+        notes: &mut Notes,
+    ) -> Result<Ruling, RegoFailure> {
+        let body = self.read_body(facts).map_err(RegoFailure::Body)?;
+        let answer = self.answer(evaluator, facts, &body);
+        evaluator.take_prints().unwrap_or_default().iter().for_each(|message| notes.print(message, facts));
+        notes.add(&self.annotations);
+        answer.map_err(|detail| RegoFailure::Failed(shortened(detail)))
+    }
+
+    fn read_body<'f>(&self, facts: &'f Facts<'_>) -> Result<BodyInput<'f>, BodyFault> {
+        match (self.plan.body, facts.http().body) {
+            (Some(parses), Some(body)) => self.body.read(body, parses.0, facts),
+            _ => Ok(BodyInput::NONE),
+        }
+    }
+
+    fn answer(&self, evaluator: &mut Engine, facts: &Facts<'_>, body: &BodyInput<'_>) -> Result<Ruling, String> {
         if facts.request.http.is_none() {
             return Err("the connection carries no HTTP request, and Rego policies are asked about those".to_owned());
         }
-        evaluator.set_input(self.plan.build(facts));
+        evaluator.set_input(self.plan.build(facts, body));
         let limit = Duration::from_millis(u64::from(self.timeout_ms));
         let evaluated = catch_unwind(AssertUnwindSafe(|| timer::evaluate(evaluator, &self.entrypoint, limit)));
         let result = evaluated.unwrap_or_else(|_| {
             *evaluator = self.evaluator(); // the other may be in any state
             Err("a built-in of the interpreter panicked".to_owned())
         });
-        result.and_then(|result| read_result(&result)).map_err(shortened)
+        result.and_then(|result| read_result(&result))
     }
 }
 
@@ -148,6 +195,7 @@ pub fn data_read(tier: Tier, modules: BTreeMap<String, String>) -> Result<BTreeS
 fn read_modules(tier: Tier, modules: BTreeMap<String, String>, strict: bool) -> Result<(Engine, Findings), RegoError> {
     let mut engine = Engine::new();
     engine.set_policy_length_config(limits());
+    engine.set_gather_prints(true); // or they go to the process's standard error
     extensions::register(&mut engine, tier, strict);
     for (file, source) in &modules {
         source::check_source(file, source)?;
@@ -200,112 +248,4 @@ fn entrypoint_error(engine: &mut Engine, entrypoint: String, error: String) -> R
 fn shortened(mut detail: String) -> String {
     detail.truncate(detail.floor_char_boundary(MAX_DETAIL_BYTES));
     detail
-}
-
-/// A value for people: what it is made of may be too much to be written.
-fn shown(value: &Value) -> String {
-    match value {
-        Value::Array(_) => "an array".to_owned(),
-        Value::Set(_) => "a set".to_owned(),
-        Value::Object(_) => "an object".to_owned(),
-        scalar => scalar.to_string(),
-    }
-}
-
-/// Reads a result as the OPA-Envoy plugin does: a boolean, or an object with `allowed`; undefined denies.
-fn read_result(result: &Value) -> Result<Ruling, String> {
-    let plain = |allowed| Ruling { allowed, status: None, headers: HeaderOperations::default(), body: None };
-    match result {
-        Value::Undefined => Ok(plain(false)),
-        Value::Bool(allowed) => Ok(plain(*allowed)),
-        Value::Object(_) => read_object(result),
-        other => Err(format!("the result is {}; a boolean or an object with `allowed` is expected", shown(other))),
-    }
-}
-
-fn read_object(result: &Value) -> Result<Ruling, String> {
-    let allowed = *result["allowed"].as_bool().map_err(|_| "`allowed` must be a boolean".to_owned())?;
-    let mut operations =
-        HeaderOperations { response_add: headers(&result["response_headers_to_add"])?, ..HeaderOperations::default() };
-    // `headers` go to whoever comes next: the application where the request is allowed, the client where it is not.
-    if allowed {
-        operations.request_set = headers(&result["headers"])?;
-        operations.request_remove = header_names(&result["request_headers_to_remove"])?;
-    } else {
-        operations.response_add.extend(headers(&result["headers"])?);
-    }
-    let body = match &result["body"] {
-        Value::Undefined => None,
-        body => Some(body.as_string().map_err(|_| "`body` must be a string".to_owned())?.to_string()),
-    };
-    Ok(Ruling { allowed, status: status(&result["http_status"])?, headers: operations, body })
-}
-
-fn status(value: &Value) -> Result<Option<u16>, String> {
-    match value {
-        Value::Undefined => Ok(None),
-        value => match value.as_u16() {
-            Ok(status @ 200..=599) => Ok(Some(status)),
-            _ => Err(format!("`http_status` is {}; 200 to 599 is expected", shown(value))),
-        },
-    }
-}
-
-/// `{name: value}` or `{name: [value, …]}`, or a list of such objects.
-fn headers(value: &Value) -> Result<Vec<(String, String)>, String> {
-    let mut pairs = Vec::new();
-    match value {
-        Value::Undefined => {}
-        Value::Array(items) => {
-            for item in items.iter() {
-                pairs.extend(headers(item)?);
-            }
-        }
-        Value::Object(members) => {
-            for (name, value) in members.iter() {
-                let name = header_name(text(name)?)?;
-                match value {
-                    Value::Array(_) => pairs.extend(strings(value)?.into_iter().map(|value| (name.clone(), value))),
-                    value => pairs.push((name, text(value)?)),
-                }
-            }
-        }
-        other => return Err(format!("headers are {}; an object of strings is expected", shown(other))),
-    }
-    Ok(pairs)
-}
-
-fn strings(value: &Value) -> Result<Vec<String>, String> {
-    match value {
-        Value::Undefined => Ok(Vec::new()),
-        Value::Array(items) => items.iter().map(text).collect(),
-        other => Err(format!("{} is given where a list of strings is expected", shown(other))),
-    }
-}
-
-fn header_names(value: &Value) -> Result<Vec<String>, String> {
-    strings(value)?.into_iter().map(header_name).collect()
-}
-
-/// A header that a policy may touch: a token (RFC 9110 section 5.6.2), which `:path` and its like are not, and none
-/// that says where a request ends or whom it is for. Other policies decided by those, and Envoy cannot do without.
-fn header_name(name: String) -> Result<String, String> {
-    let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    let name = name.to_ascii_lowercase();
-    if name.is_empty() || !name.bytes().all(is_token) {
-        return Err(format!("{name:?} is not the name of a header"));
-    }
-    if matches!(&*name, "host" | "content-length" | "transfer-encoding" | "connection" | "upgrade" | "te") {
-        return Err(format!("the header {name} is not for policies to change"));
-    }
-    Ok(name)
-}
-
-/// A string that may stand in a header: no control characters, which would end it early.
-fn text(value: &Value) -> Result<String, String> {
-    let text = value.as_string().map_err(|_| format!("{} is given where a string is expected", shown(value)))?;
-    if text.chars().any(|character| character.is_control()) {
-        return Err("a header holds a control character".to_owned());
-    }
-    Ok(text.to_string())
 }

@@ -12,7 +12,10 @@ use regorus::{Engine, LimitError, Value};
 /// # Errors
 /// For people: why there is no value.
 pub(super) fn evaluate(engine: &mut Engine, entrypoint: &str, limit: Duration) -> Result<Value, String> {
-    let run = || engine.eval_rule(entrypoint.to_owned());
+    let run = || {
+        let _ = engine.take_prints(); // of what was interrupted
+        engine.eval_rule(entrypoint.to_owned())
+    };
     again_where_interrupted(limit, thread_time, run, |error| error.is::<LimitError>())
         .map_err(|error| error.to_string())
 }

@@ -9,7 +9,6 @@ mod outputs;
 pub(crate) mod places;
 pub mod revocations;
 mod rules;
-mod strict_json;
 
 use std::borrow::Cow;
 
@@ -235,7 +234,7 @@ fn base64url(text: &[u8]) -> Result<Vec<u8>, Reason> {
 }
 
 fn object(json: &[u8]) -> Result<Map<String, Value>, Reason> {
-    match strict_json::parse(json) {
+    match crate::strict_json::parse(json) {
         Ok(Value::Object(members)) => Ok(members),
         _ => Err(Reason::TokenMalformed),
     }

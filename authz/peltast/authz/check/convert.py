@@ -5,14 +5,16 @@ https://www.envoyproxy.io/docs/envoy/latest/api-v3/service/auth/v3/external_auth
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
 
-from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
+from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption, QueryParameter
 from envoy.service.auth.v3.external_auth_pb2 import CheckResponse, DeniedHttpResponse, OkHttpResponse
 from envoy.type.v3.http_status_pb2 import HttpStatus
 from google.protobuf.struct_pb2 import Struct
+from google.protobuf.wrappers_pb2 import BoolValue
 from google.rpc.code_pb2 import OK, PERMISSION_DENIED, UNAUTHENTICATED
 from google.rpc.status_pb2 import Status
 
@@ -62,6 +64,10 @@ def _response(decision: Decision, referenced: tuple[str, ...], *, sidecar: bool)
         headers=_options(to_set),
         headers_to_remove=to_remove,
         response_headers_to_add=_options(decision.response_headers_to_add),
+        query_parameters_to_set=[
+            QueryParameter(key=name, value=value) for name, value in decision.query_parameters_to_set
+        ],
+        query_parameters_to_remove=_removed_parameters(decision, sidecar=sidecar),
     )
     return CheckResponse(status=Status(code=OK), ok_response=ok, dynamic_metadata=metadata)
 
@@ -70,7 +76,18 @@ _kept_response = lru_cache(KEPT)(_response)
 
 
 def _options(headers: Iterable[tuple[str, str]]) -> list[Any]:
-    return [HeaderValueOption(header=HeaderValue(key=name, value=value)) for name, value in headers]
+    """The first value of a header takes the place of what was there, more are appended to it."""
+    options, seen = [], set()
+    for name, value in headers:
+        append = BoolValue(value=True) if name in seen else None
+        options.append(HeaderValueOption(header=HeaderValue(key=name, value=value), append=append))
+        seen.add(name)
+    return options
+
+
+def _removed_parameters(decision: Decision, *, sidecar: bool) -> list[str]:
+    """What is removed of the query. Envoy compares names as they are written, our sidecars as they are meant."""
+    return [*decision.query_parameters_to_remove, *([] if sidecar else decision.query_parameters_respelled)]
 
 
 def _metadata(decision: Decision, referenced: tuple[str, ...]) -> Struct:
@@ -84,7 +101,11 @@ def _metadata(decision: Decision, referenced: tuple[str, ...]) -> Struct:
         "ttl_ms": VALID_FOR_MS if decision.cacheable else 0,
         "referenced": referenced,
         "shadow": decision.shadow or None,
+        "prints": decision.prints or None,
+        "annotations": decision.annotations or None,
     }
     metadata = Struct()
+    if decision.dynamic_metadata:
+        metadata.update(json.loads(decision.dynamic_metadata))
     metadata.update({METADATA_KEY: {name: value for name, value in own.items() if value is not None}})
     return metadata

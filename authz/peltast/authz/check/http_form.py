@@ -64,10 +64,20 @@ def http_answer(response: CheckResponse) -> tuple[HTTPStatus | int, Headers, byt
         denied = response.denied_response
         return denied.status.code, _pairs(denied.headers), denied.body.encode()
     ok = response.ok_response
-    headers = [*_pairs(ok.headers), *_pairs(ok.response_headers_to_add)]
+    if ok.query_parameters_to_set or ok.query_parameters_to_remove:
+        return HTTPStatus.FORBIDDEN, [], b"a policy changes the query, which an answer over HTTP cannot carry\n"
+    headers = [*_joined(ok.headers), *_pairs(ok.response_headers_to_add)]
     if ok.headers_to_remove:
         headers.append((_TO_REMOVE, ",".join(ok.headers_to_remove)))
     return HTTPStatus.OK, headers, b""
+
+
+def _joined(options: Iterable[object]) -> Headers:
+    """Headers for the request: of several values of one, Envoy would take the last."""
+    values: dict[str, list[str]] = {}
+    for name, value in _pairs(options):
+        values.setdefault(name, []).append(value)
+    return [(name, ",".join(each)) for name, each in values.items()]
 
 
 def _pairs(options: Iterable[object]) -> Headers:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 from datetime import timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
 from peltast.policies.kinds.bundle import BundleSource
 from peltast.policies.kinds.duration import DurationText, duration
-from peltast.policies.kinds.resource import Spec
+from peltast.policies.kinds.resource import Model, Spec
 from peltast.policies.rego_library import library_modules
 from peltast.policies.sources.documents import FieldPath
 
-__all__ = ["OnError", "RegoPolicySpec", "Tier"]
+__all__ = ["DEFAULT_BODY_BYTES", "IncludedBody", "OnError", "RegoPolicySpec", "Tier"]
 
 
 class Tier(StrEnum):
@@ -33,7 +33,18 @@ class OnError(StrEnum):
 
 
 _DEFAULT_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=5), Tier.CHECK: timedelta(milliseconds=500)}
+DEFAULT_BODY_BYTES = 64 * 1024
+"""What a policy reads of a body unless it says otherwise. The engine's default, too."""
+
+_MAX_BODY_BYTES = {Tier.SIDECAR: 64 * 1024, Tier.CHECK: 512 * 1024}
 _MAX_TIMEOUT = {Tier.SIDECAR: timedelta(milliseconds=50), Tier.CHECK: timedelta(seconds=1)}
+
+
+class IncludedBody(Model):
+    """How much of requests' bodies a policy reads, named as in Istio's extension providers."""
+
+    max_request_bytes: Annotated[int, Field(ge=1)] = DEFAULT_BODY_BYTES
+    allow_partial_message: bool = False
 
 
 class RegoPolicySpec(Spec):
@@ -45,14 +56,28 @@ class RegoPolicySpec(Spec):
     library: list[str] = []
     data: dict[str, Any] = {}
     bundle: BundleSource | None = None
-    tier: Tier = Tier.SIDECAR
+    tier: Tier | None = None
+    """None for whichever admits it, the sidecar's before the check service's."""
     on_error: OnError = OnError.DENY
     timeout: DurationText | None = None
+    include_request_body_in_check: IncludedBody = IncludedBody()
+    proto_descriptor: str | None = None
 
-    @property
-    def timeout_value(self) -> timedelta:
-        """How long an evaluation may take."""
-        return _DEFAULT_TIMEOUT[self.tier] if self.timeout is None else duration(self.timeout)
+    def timeout_in(self, tier: Tier) -> timedelta:
+        """How long an evaluation in `tier` may take."""
+        return _DEFAULT_TIMEOUT[tier] if self.timeout is None else duration(self.timeout)
+
+    def beyond(self, tier: Tier) -> list[tuple[FieldPath, str, str]]:
+        """What it asks for that is more than `tier` gives, as in :meth:`problems`."""
+        found: list[tuple[FieldPath, str, str]] = []
+        longest, most = _MAX_TIMEOUT[tier], _MAX_BODY_BYTES[tier]
+        if self.timeout_in(tier) > longest:
+            allowed = f"at most {longest / timedelta(milliseconds=1):.0f}ms in the {tier} tier"
+            found.append((("timeout",), f"{self.timeout} is given", allowed))
+        if (given := self.include_request_body_in_check.max_request_bytes) > most:
+            path = ("includeRequestBodyInCheck", "maxRequestBytes")
+            found.append((path, f"{given} is given", f"at most {most} in the {tier} tier"))
+        return found
 
     def problems(self) -> list[tuple[FieldPath, str, str]]:
         """See :meth:`Spec.problems`."""
@@ -74,8 +99,7 @@ class RegoPolicySpec(Spec):
             json.dumps(self.data, allow_nan=False)
         except ValueError:
             found.append((("data",), "a number that is not finite is given", "data must be writable as JSON"))
-        longest = _MAX_TIMEOUT[self.tier]
-        if self.timeout_value > longest:
-            allowed = f"at most {longest / timedelta(milliseconds=1):.0f}ms in the {self.tier} tier"
-            found.append((("timeout",), f"{self.timeout} is given", allowed))
+        found += self.beyond(self.tier or Tier.CHECK)
+        if self.proto_descriptor is not None and not self.proto_descriptor.endswith(".pb"):
+            found.append((("protoDescriptor",), f"{self.proto_descriptor!r} is given", "a .pb file is expected"))
         return found

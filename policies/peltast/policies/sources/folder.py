@@ -1,4 +1,4 @@
-"""Configuration from a folder: every YAML, Rego and JSON file below it, and the bundles of Rego."""
+"""Configuration from a folder: every YAML, Rego, JSON and descriptor file below it, and the bundles of Rego."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["Files", "read_folder", "watch_folder"]
 Files = Mapping[str, bytes]
 """File contents by path relative to the folder, with forward slashes."""
 
-SUFFIXES = (".yaml", ".yml", ".rego", ".json", ".tar.gz")
+SUFFIXES = (".yaml", ".yml", ".rego", ".json", ".pb", ".tar.gz")
 MAX_FILE_BYTES = 4 * 1024 * 1024
 MAX_BUNDLE_FILE_BYTES = 64 * 1024 * 1024
 """Of a bundle's archive and of its data."""

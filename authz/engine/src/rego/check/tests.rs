@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::*;
 use crate::attribute::Attribute;
-use crate::document::{OnError, RegoPolicy, Tier};
+use crate::document::{BodySettings, OnError, RegoPolicy, Tier};
 use crate::rego::source::{MAX_BRACKETS, MAX_MODULE_BYTES};
 use crate::rego::{data_read, Rego};
 
@@ -26,6 +26,7 @@ fn load_in(tier: Tier, timeout_ms: u32, modules: &[&str]) -> Result<Rego, RegoEr
         tier,
         on_error: OnError::Deny,
         timeout_ms,
+        body: BodySettings::default(),
     })
 }
 
@@ -46,7 +47,7 @@ fn bodies_are_admitted_and_refused() {
         ("built-in outside the tier", line("http.send({})"), "http.send is outside the sidecar tier"),
         ("built-in of the interpreter, outside", line("numbers.range(1, 2)"), "numbers.range is outside"),
         ("walk", line("walk(input, [p, v])"), "walk is outside"),
-        ("print", line("print(1)"), "print is outside"),
+        ("print", line("print(1, input.parsed_path)"), ""),
         ("unknown", line("startwith(\"ab\", \"a\")"), "did you mean startswith?"),
         ("function", line("helper(true)"), ""),
         ("a call of a value", line("value(1)"), "data.p.value is called, and is not a function"),
@@ -73,7 +74,7 @@ fn bodies_are_admitted_and_refused() {
             line("input.attributes.request.http.headers[\"X-A\"] == \"1\""),
             "headers.X-A is not available",
         ),
-        ("body", line("input.parsed_body.a == 1"), "input.parsed_body.a is not available"),
+        ("body", line("input.parsed_body.a == 1"), ""),
         ("input of others", line("input.user == \"ada\""), "input.user is not available"),
         ("data", line("data.roles.ada[_] == \"admin\""), ""),
         ("recursion", line("data.p.allow"), "recursion is not allowed"),

@@ -5,6 +5,7 @@
 //! leaves out what it asks for.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 
 use regorus::unstable::{BoolOp, Expr, ExprRef, Literal, Span};
 
@@ -33,7 +34,7 @@ pub(super) fn without_operands(
     }
     let range = place(&statement.span, source);
     let modifiers = source.get(place(negated, source).end..range.end)?;
-    let mut ranges: Vec<_> = operands.into_iter().map(|operand| place_of(operand, source)).collect::<Option<_>>()?;
+    let mut ranges: Vec<_> = operands.into_iter().map(|operand| place_of(operand, source)).collect();
     ranges.sort_by_key(|range| range.start);
     let (mut before, mut rest, mut at) = (String::new(), String::new(), range.start);
     for operand in ranges {
@@ -49,23 +50,22 @@ pub(super) fn without_operands(
     Some(Edit { range, text })
 }
 
-/// Where an expression is. An object of several members begins with the last one's key, to the parser.
-fn place_of(expression: &Expr, source: &str) -> Option<std::ops::Range<usize>> {
-    let place = place(expression.span(), source);
-    match expression {
-        Expr::Object { fields, .. } if fields.len() > 1 => {
-            let first_key = fields[0].1.span().start as usize;
-            Some(source.get(..first_key)?.rfind('{')?..place.end)
-        }
-        _ => Some(place),
-    }
+/// Where an expression is. An object of several members begins with the last of them, to the parser.
+fn place_of(expression: &Expr, source: &str) -> Range<usize> {
+    let range = place(expression.span(), source);
+    let Expr::Object { fields, .. } = expression else { return range };
+    let [(_, first, _), _, ..] = &fields[..] else { return range };
+    let before = source.get(..place_of(first, source).start).unwrap_or_default();
+    before.rfind('{').map_or(range.clone(), |start| start..range.end)
 }
 
-/// Where something is. What ends with a string ends before its quotation mark, to the parser.
-fn place(span: &Span, source: &str) -> std::ops::Range<usize> {
+/// Where something is. What begins or ends with a string lacks its quotation mark there, to the parser.
+fn place(span: &Span, source: &str) -> Range<usize> {
+    const QUOTES: [char; 2] = ['"', '`'];
     let (start, end) = (span.start as usize, span.end as usize);
-    let is_cut = source.get(end..).is_some_and(|rest| rest.starts_with(['"', '`']));
-    start..end + usize::from(is_cut)
+    let is_late = source.get(..start).is_some_and(|before| before.ends_with(QUOTES));
+    let is_cut = source.get(end..).is_some_and(|rest| rest.starts_with(QUOTES));
+    start - usize::from(is_late)..end + usize::from(is_cut)
 }
 
 /// The parts of a negated expression that OPA evaluates before it.
@@ -164,6 +164,10 @@ mod tests {
             ("not data.a[input.b].c == 1", "$1 = input.b; not data.a[$1].c == 1"),
             ("not f(input.a).b", "$1 = f(input.a); not $1.b"),
             ("not f([y | y := input.a])", "not f([y | y := input.a])"),
+            ("not f({\"a\": input.x})", "$1 = {\"a\": input.x}; not f($1)"),
+            ("not f(1, {\"a\": 1, \"b\": input.x})", "$1 = {\"a\": 1, \"b\": input.x}; not f(1, $1)"),
+            ("not f({{`a`: 1, `b`: 2}: 1, 2: 3,})", "$1 = {{`a`: 1, `b`: 2}: 1, 2: 3,}; not f($1)"),
+            ("not f(\"a\" == input.x)", "$1 = \"a\" == input.x; not f($1)"),
             ("x := 1; not f(x)", "x := 1; not f(x)"),
             ("not f(rule)", "$1 = rule; not f($1)"),
             ("not rule == 1", "not rule == 1"),
