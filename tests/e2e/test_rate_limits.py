@@ -162,7 +162,7 @@ async def test_a_request_whose_body_is_read_is_counted_if_that_allows_it(folder:
         connection = await Connection.open(CLIENT, EGRESS_PORT)
         headers = {"content-type": "application/json"}
         sent = [b'{"a": %d}' % number for number in (1, 2, 1, 3, 4)]
-        responses = [await connection.ask("POST", "/open/sent", headers, body) for body in sent]
+        responses = [await connection.ask("GET", "/open/sent", headers, body) for body in sent]
         connection.close()
         assert [response.status for response in responses] == [403, 200, 403, 200, 429]
         assert [response.json()["body"] for response in responses if response.status == 200] == ['{"a": 2}', '{"a": 3}']
