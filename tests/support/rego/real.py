@@ -59,6 +59,12 @@ class Opa:
         return response.status, json.loads(answer) if answer else {}
 
 
+def _listens(path: Path) -> bool:
+    """The socket is there a moment before it can be connected to."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def running_opa(folder: Path) -> Iterator[Opa]:
     """Starts one with its socket in `folder`, and ends it."""
@@ -76,7 +82,7 @@ def running_opa(folder: Path) -> Iterator[Opa]:
     process = subprocess.Popen(command, cwd=folder)
     try:
         deadline = time.monotonic() + _TIME_LIMIT_SECONDS
-        while not path.exists():
+        while not _listens(path):
             assert process.poll() is None, "opa ended"
             assert time.monotonic() < deadline, "opa does not listen"
             time.sleep(0.02)
